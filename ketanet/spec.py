@@ -1,0 +1,158 @@
+"""Names, dimensions, dtypes and meanings of everything ketanet stores, in one place.
+
+Each dataset kind is a tuple of :class:`Variable`. The meaning goes into the attributes of what is stored, and
+:func:`validate` checks a dataset against its kind from metadata alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ketanet.errors import InputError
+
+SCHEMA_VERSION: Final = 1
+
+INT16_SCALE: Final = 1.0 / 32767.0
+"""CF ``scale_factor`` of rows stored as int16: a unit row spans at most +-32767."""
+
+INT16_MISSING: Final = -32768
+"""Fill value of int16 rows. No row holds it, so a chunk that reads as this was never written."""
+
+R_LIMIT: Final = 1.0 - 2.0**-15
+"""Correlations are clipped here, so that Fisher z of a voxel with itself stays finite (z = 5.55)."""
+
+CORRECTIONS: Final = ("fdr_bh_positive", "fdr_bh", "fdr_by", "bonferroni", "none")
+TAILS: Final = ("positive", "two-sided")
+RULES: Final = ("fcnm", "mm")
+SIGNALS: Final = ("mean", "mean_standardised", "pc1")
+SIGNS: Final = ("positive", "negative", "any")
+CONNECTIVITIES: Final = (6, 18, 26)
+
+PRESETS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+    # The conventions of the published scripts and maps (Ma et al. 2026, doi 10.1192/j.eurpsy.2026.10164).
+    "fcnm": {
+        "seeds": {"radius_mm": 4.0, "rule": "fcnm", "signal": "mean"},
+        "group": {"tail": "positive", "correction": "fdr_bh_positive", "alpha": 0.05},
+        "network": {"at_least": 0.6, "min_cluster": 30, "connectivity": 18, "sign": "positive"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable of a stored dataset: `kinds` are numpy dtype kinds (``"f"``, ``"i"``, ``"b"``, ...)."""
+
+    name: str
+    dims: tuple[str, ...]
+    kinds: str
+    meaning: str
+    units: str = ""
+    required: bool = True
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """Attributes stored with the variable."""
+        return {"long_name": self.meaning} | ({"units": self.units} if self.units else {})
+
+
+COHORT: Final = (
+    Variable("bold", ("subject", "voxel", "time"), "fi", "time series: centred, unit L2 norm, zero-padded"),
+    Variable("bold_norm", ("subject", "voxel"), "f", "L2 norm removed from the row; 0 = no signal there"),
+    Variable("run", ("subject", "time"), "i", "run a frame belongs to; -1 = padding", required=False),
+    Variable("subject", ("subject",), "OTU", "participant identifier"),
+    Variable("n_time", ("subject",), "i", "number of frames of the subject"),
+    Variable("tr", ("subject",), "f", "repetition time", "s"),
+    Variable("mean_fd", ("subject",), "f", "mean framewise displacement", "mm"),
+)
+
+SEEDS: Final = (
+    Variable("seed", ("seed",), "OTU", "name of the seed, unique, fit for a file name"),
+    Variable("source_study", ("seed",), "OTU", "publication the coordinates come from"),
+    Variable("contrast", ("seed",), "OTU", "comparison in the source study"),
+    Variable("direction", ("seed",), "OTU", "direction of the effect"),
+    Variable("n_coordinates", ("seed",), "i", "coordinates that make the seed"),
+    Variable("n_outside", ("seed",), "i", "coordinates that lie off the cohort's mask"),
+    Variable("n_voxels", ("seed",), "i", "voxels (or parcels) with a weight above zero"),
+)
+
+GROUP: Final = (
+    Variable("n", ("seed", "voxel"), "i", "subjects with signal in seed and voxel"),
+    Variable("mean_z", ("seed", "voxel"), "f", "mean Fisher z over subjects"),
+    Variable("var_z", ("seed", "voxel"), "f", "variance of Fisher z over subjects (n - 1)"),
+    Variable("t", ("seed", "voxel"), "f", "one-sample t; NaN = not tested"),
+    Variable("log10_p", ("seed", "voxel"), "f", "log10 of the uncorrected p"),
+    Variable("q", ("seed", "voxel"), "f", "p adjusted for the voxels tested; NaN = not tested"),
+    Variable("significant", ("seed", "voxel"), "b", "adjusted p below alpha, on the side tested"),
+)
+
+NETWORKS: Final = (
+    Variable("count", ("direction", "voxel"), "i", "contrasts whose group map covers the voxel; -1 = not tested"),
+    Variable("probability", ("direction", "voxel"), "f", "fraction of contrasts that cover the voxel"),
+    Variable("network", ("direction", "voxel"), "b", "probability above threshold, in a cluster large enough"),
+)
+
+ATLAS: Final = (
+    Variable("membership", ("region", "voxel"), "i", "image voxels of the grid element that lie in the region"),
+    Variable("region_voxels", ("region",), "i", "image voxels of the region on the whole image"),
+    Variable("network", ("region",), "OTU", "canonical network the region belongs to"),
+)
+
+KINDS: Final[Mapping[str, tuple[Variable, ...]]] = {
+    "cohort": COHORT,
+    "seeds": SEEDS,
+    "group": GROUP,
+    "networks": NETWORKS,
+    "atlas": ATLAS,
+}
+
+
+def attrs_of(kind: str, name: str) -> dict[str, str]:
+    """Attributes to store with variable `name` of a dataset kind (a dict, empty for an unknown name)."""
+    return next((v.attrs for v in KINDS[kind] if v.name == name), {})
+
+
+def validate(dataset: Any, kind: str, *, extra_dims: Iterable[str] = ()) -> None:
+    """Check an xarray Dataset against its kind, on metadata only.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+    kind : str
+        A key of :data:`KINDS`.
+    extra_dims : iterable of str
+        Leading dimensions that variables may have in addition, such as ``"cohort"``.
+
+    Raises
+    ------
+    InputError
+        A variable is missing, or its dimensions or dtype are others than declared.
+    """
+    extra = set(extra_dims)
+    for variable in KINDS[kind]:
+        if variable.name not in dataset.variables:
+            if variable.required:
+                raise InputError(
+                    f"this is not a {kind} dataset: variable '{variable.name}' is missing "
+                    f"(it holds {', '.join(map(str, dataset.variables)) or 'nothing'})"
+                )
+            continue
+        found = dataset[variable.name]
+        dims = tuple(d for d in found.dims if d not in extra)
+        if dims != variable.dims:
+            raise InputError(
+                f"{kind} variable '{variable.name}' has dimensions {found.dims}, expected {variable.dims}"
+            )
+        if found.dtype.kind not in variable.kinds:
+            raise InputError(
+                f"{kind} variable '{variable.name}' has dtype {found.dtype}, expected kind {variable.kinds!r}"
+            )
+
+
+def choice(value: Any, allowed: Iterable[Any], what: str) -> Any:
+    """Return `value` when it is allowed; otherwise raise an InputError that lists what is."""
+    options = tuple(allowed)
+    if value not in options:
+        raise InputError(f"{what} is {value!r}; allowed: {', '.join(map(str, options))}")
+    return value
