@@ -36,6 +36,8 @@ PRESETS: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "seeds": {"radius_mm": 4.0, "rule": "fcnm", "signal": "mean"},
         "group": {"tail": "positive", "correction": "fdr_bh_positive", "alpha": 0.05},
         "network": {"at_least": 0.6, "min_cluster": 30, "connectivity": 18, "sign": "positive"},
+        "labels": {"atlas": "yeo7+subcortical"},
+        "robustness": {"radii_mm": [1.0, 7.0], "at_least": [0.5, 0.7], "leave_one_study_out": True},
     },
 }
 
@@ -74,7 +76,11 @@ SEEDS: Final = (
     Variable("direction", ("seed",), "OTU", "direction of the effect"),
     Variable("n_coordinates", ("seed",), "i", "coordinates that make the seed"),
     Variable("n_outside", ("seed",), "i", "coordinates that lie off the cohort's mask"),
-    Variable("n_voxels", ("seed",), "i", "voxels (or parcels) with a weight above zero"),
+    Variable("n_voxels", ("seed",), "i", "voxels (or parcels) with a weight"),
+    # weights (seed, voxel), sparse: one entry for each nonzero
+    Variable("weight", ("entry",), "f", "weight of a voxel in a seed"),
+    Variable("entry_seed", ("entry",), "i", "position of the entry's seed"),
+    Variable("entry_voxel", ("entry",), "i", "position of the entry's voxel"),
 )
 
 GROUP: Final = (

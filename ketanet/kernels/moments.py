@@ -135,12 +135,22 @@ class Accumulator:
 
     Deviations are taken from the first subject that has signal, so that float32 sums over a batch lose nothing when
     the mean is far from zero.
+
+    Parameters
+    ----------
+    weights : sparse array (seed, voxel)
+        Over all voxels of the grid.
+    voxels : int array (target,)
+        Voxels whose connectivity is wanted.
+    signal : {"mean", "mean_standardised", "pc1"}
+        See :func:`seed_signals`.
     """
 
-    def __init__(self, weights: Weights, n_voxels: int, signal: str = "mean") -> None:
+    def __init__(self, weights: Weights, voxels: NDArray[np.int64], signal: str = "mean") -> None:
         self._weights = weights
+        self._voxels = voxels
         self._signal = signal
-        shape = (weights.shape[0], n_voxels)
+        shape = (weights.shape[0], len(voxels))
         self._origin = np.zeros(shape, np.float32)
         self._sum = np.zeros(shape, np.float32)
         self._squares = np.zeros(shape, np.float32)
@@ -148,25 +158,27 @@ class Accumulator:
         self._subjects = 0
 
     def add(self, stored: Stored, norm: NDArray[np.float32]) -> None:
-        """Add one subject: stored rows (voxel, time) and their norms (voxel,)."""
+        """Add one subject: stored rows (voxel, time) and their norms (voxel,), over the whole grid."""
         signals = seed_signals(stored, norm, self._weights, self._signal)
-        for start in range(0, len(stored), TILE):
-            tile = slice(start, min(start + TILE, len(stored)))
-            z = fisher_z(correlate(signals, stored[tile]))
-            z[:, norm[tile] == 0] = np.nan
+        whole = len(self._voxels) == len(stored)
+        for start in range(0, len(self._voxels), TILE):
+            tile = slice(start, min(start + TILE, len(self._voxels)))
+            chosen = tile if whole else self._voxels[tile]
+            z = fisher_z(correlate(signals, stored[chosen]))
+            z[:, norm[chosen] == 0] = np.nan
             self._add_tile(tile, z)
         self._subjects += 1
 
     def _add_tile(self, tile: slice, z: NDArray[np.float32]) -> None:
         origin, missing = self._origin[:, tile], self._missing[:, tile]
         absent = np.isnan(z)
+        gaps = bool(absent.any())
         if self._subjects == 0:
-            origin[:] = np.where(absent, 0, z)
-        elif (missing == self._subjects).any():
-            first = (missing == self._subjects) & ~absent
-            origin[first] = z[first]
+            origin[:] = np.where(absent, 0, z) if gaps else z
+        elif (late := (missing == self._subjects) & ~absent).any():
+            origin[late] = z[late]
         z -= origin
-        if absent.any():
+        if gaps:
             z[absent] = 0
             missing += absent
         self._sum[:, tile] += z
@@ -174,7 +186,7 @@ class Accumulator:
         self._squares[:, tile] += z
 
     def moments(self) -> Moments:
-        """Moments of the subjects added so far."""
+        """Moments of the subjects added so far, each (seed, target)."""
         n = self._subjects - self._missing
         total = self._sum.astype(np.float64)
         shift = np.divide(total, n, out=np.zeros(total.shape), where=n > 0)

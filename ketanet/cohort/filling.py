@@ -1,0 +1,71 @@
+"""Writing many subjects of a cohort at once, on the chosen scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask
+import numpy as np
+from numpy.typing import NDArray
+
+from ketanet.cohort.writing import CohortWriter
+from ketanet.compute import one_blas_thread
+from ketanet.errors import InputError
+
+
+@dataclass(frozen=True)
+class Series:
+    """One subject's cleaned series (voxel, time), the magnitude before cleaning (voxel,), and facts to record."""
+
+    values: NDArray[np.float32] | NDArray[np.float64]
+    magnitude: NDArray[np.float64] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def fill(writer: CohortWriter, read: Callable[[int], Series], *, skip_bad: bool = False) -> dict[str, str]:
+    """Write every subject that is not in yet, one task each.
+
+    Parameters
+    ----------
+    writer : CohortWriter
+        Begun.
+    read : callable
+        Position in the plan -> Series. Raises InputError for a subject that cannot be used.
+    skip_bad : bool
+        Leave such subjects out instead of stopping.
+
+    Returns
+    -------
+    dict of subject id to reason
+        Subjects left out.
+
+    Raises
+    ------
+    InputError
+        A subject cannot be used and `skip_bad` is off; the partial store is removed.
+    """
+    shared = dask.delayed((writer, read), pure=False)
+    one = dask.delayed(_write_one, pure=False)
+    try:
+        reasons = dask.compute(*[one(shared, row, skip_bad) for row in writer.pending])
+    except InputError:
+        writer.discard()
+        raise
+    return {subject: why for found in reasons for subject, why in found.items()}
+
+
+def _write_one(
+    shared: tuple[CohortWriter, Callable[[int], Series]], row: int, skip_bad: bool
+) -> dict[str, str]:
+    writer, read = shared
+    try:
+        with one_blas_thread():
+            series = read(row)
+            writer.write(row, series.values, magnitude=series.magnitude, facts=series.facts)
+    except InputError as error:
+        if not skip_bad:
+            raise
+        return {writer.plan.subjects[row].id: str(error)}
+    return {}

@@ -1,0 +1,197 @@
+"""Opening a cohort, and reading rows of it inside tasks."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from ketanet import spec
+from ketanet.errors import StoreError
+from ketanet.grid import grid_from_attrs
+from ketanet.kernels.rows import decode
+
+_NORM_ROWS = 256  # rows of bold_norm per lazy block: 256 x 70,000 x 4 bytes = 72 MB
+
+
+class StoredRows:
+    """Rows of one cohort store, as stored. Holds only the address, so that it travels to workers in a few bytes."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    @property
+    def _bold(self) -> zarr.Array[Any]:
+        return _open_array(self.address, "bold")
+
+    @property
+    def _norm(self) -> zarr.Array[Any]:
+        return _open_array(self.address, "bold_norm")
+
+    def bold(self, row: int, voxels: slice = slice(None)) -> NDArray[Any]:
+        """Stored rows (voxel, time) of a subject, int16 or float32.
+
+        Raises
+        ------
+        StoreError
+            A chunk is missing or its checksum is wrong; subject and chunk are named.
+        """
+        array = self._bold
+        start, stop, _ = voxels.indices(array.shape[1])
+        try:
+            values = cast(NDArray[Any], array[row, start:stop, :])
+        except (ValueError, OSError, RuntimeError) as error:
+            raise StoreError(self._blame(row, start, stop)) from error
+        step = array.chunks[1]
+        firsts = np.maximum(np.arange(start // step * step, stop, step), start) - start
+        probe = values[firsts, 0]
+        missing = probe == spec.INT16_MISSING if values.dtype == np.int16 else np.isnan(probe)
+        if missing.any():
+            chunk = (start + int(firsts[missing][0])) // step
+            raise StoreError(f"{self._name(row)}, chunk {row}/{chunk}/0 of bold is missing; {_ADVICE}")
+        return values
+
+    def norm(self, row: int) -> NDArray[np.float32]:
+        """Norms (voxel,) removed from the rows of a subject."""
+        try:
+            values = cast("NDArray[np.float32]", self._norm[row])
+        except (ValueError, OSError, RuntimeError) as error:
+            raise StoreError(f"{self._name(row)}, chunk {row}/0 of bold_norm is corrupted; {_ADVICE}") from error
+        if np.isnan(values[0]):
+            raise StoreError(f"{self._name(row)}, chunk {row}/0 of bold_norm is missing; {_ADVICE}")
+        return values
+
+    def chunks_of_voxels(self) -> list[slice]:
+        """Voxel ranges of the chunks of a subject."""
+        size, step = self._bold.shape[1], self._bold.chunks[1]
+        return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+    def _blame(self, row: int, start: int, stop: int) -> str:
+        step = self._bold.chunks[1]
+        for chunk in range(start // step, -(-stop // step)):
+            try:
+                self._bold[row, chunk * step : (chunk + 1) * step, :]
+            except (ValueError, OSError, RuntimeError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                return f"{self._name(row)}, chunk {row}/{chunk}/0 of bold is corrupted ({reason}); {_ADVICE}"
+        return f"{self._name(row)} could not be read; {_ADVICE}"
+
+    def _name(self, row: int) -> str:
+        names = _open_array(self.address, "subject")
+        return f"{self.address}: subject {names[row]}"
+
+
+_ADVICE = "restore the store from a copy or ingest it again ('ketanet verify' lists every bad chunk)"
+
+
+@lru_cache(maxsize=64)
+def _open_array(address: str, name: str) -> zarr.Array[Any]:
+    return cast("zarr.Array[Any]", zarr.open_array(address, path=name, mode="r"))
+
+
+class _Lazy:
+    """What dask needs to read `bold` (decoded) or `bold_norm` block by block."""
+
+    def __init__(self, address: str, name: str, shape: tuple[int, ...]) -> None:
+        self.rows = StoredRows(address)
+        self.name = name
+        self.shape = shape
+        self.dtype = np.dtype(np.float32)
+        self.ndim = len(shape)
+
+    def __getitem__(self, key: tuple[slice | int, ...]) -> NDArray[np.float32]:
+        # dask folds later indexing into the read, so that a number may stand where a slice did
+        spans = [k if isinstance(k, slice) else slice(int(k), int(k) + 1) for k in key]
+        spans += [slice(None)] * (self.ndim - len(key))
+        subjects = range(*spans[0].indices(self.shape[0]))
+        if self.name == "bold_norm":
+            block = np.stack([self.rows.norm(row)[spans[1]] for row in subjects])
+        else:
+            block = np.stack([decode(self.rows.bold(row, spans[1])[:, spans[2]]) for row in subjects])
+        return block[tuple(slice(None) if isinstance(k, slice) else 0 for k in key)]
+
+
+def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Open a cohort store lazily.
+
+    Parameters
+    ----------
+    path : path of the store
+
+    Returns
+    -------
+    xarray.Dataset
+        ``bold`` (subject, voxel, time) float32, decoded on reading: centred rows of unit norm, zero-padded past the
+        subject's last frame; ``bold_norm`` (subject, voxel) float32, so that raw = bold x norm; ``run`` (subject,
+        time). Columns of the subjects are coordinates. Nothing but the columns is read.
+
+    Raises
+    ------
+    StoreError
+        No store, a truncated one, or one of another schema version.
+    """
+    address = str(Path(path).absolute())
+    if not Path(address).is_dir():
+        raise StoreError(f"{path}: no such cohort store")
+    try:
+        dataset = xr.open_zarr(
+            address, consolidated=False, chunks=None, mask_and_scale=False, drop_variables=["bold", "bold_norm"]
+        ).load()
+        attrs = dict(dataset.attrs)
+        bold = _fresh_array(address, "bold")
+        norm = _fresh_array(address, "bold_norm")
+    except (OSError, KeyError, ValueError, zarr.errors.BaseZarrError) as error:
+        raise StoreError(f"{path}: not a cohort store, or a truncated one ({_short(error)})") from error
+    if attrs.get("kind") != "cohort":
+        raise StoreError(f"{path}: this store holds {attrs.get('kind', 'something else')!r}, not a cohort")
+    if attrs.get("schema") != spec.SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: the store has schema version {attrs.get('schema')!r}, this ketanet reads version "
+            f"{spec.SCHEMA_VERSION}; ingest the cohort again or install the matching version"
+        )
+    _check_shapes(str(path), dataset, bold, norm)
+    token = f"{attrs['content']}-{os.stat(address).st_ino}"
+    step = bold.chunks[1]
+    dataset["bold"] = (
+        ("subject", "voxel", "time"),
+        da.from_array(_Lazy(address, "bold", bold.shape), (1, step, -1), f"bold-{token}", asarray=False),
+        spec.attrs_of("cohort", "bold"),
+    )
+    dataset["bold_norm"] = (
+        ("subject", "voxel"),
+        da.from_array(
+            _Lazy(address, "bold_norm", norm.shape), (_NORM_ROWS, -1), f"bold-norm-{token}", asarray=False
+        ),
+        spec.attrs_of("cohort", "bold_norm"),
+    )
+    dataset = dataset.assign_coords(row=("subject", np.arange(bold.shape[0])))
+    dataset.attrs["store"] = address
+    spec.validate(dataset, "cohort")
+    return dataset
+
+
+def _fresh_array(address: str, name: str) -> zarr.Array[Any]:
+    """Open an array from its present metadata, not from an earlier opening's."""
+    return cast("zarr.Array[Any]", zarr.open_array(address, path=name, mode="r"))
+
+
+def _check_shapes(path: str, dataset: xr.Dataset, bold: zarr.Array[Any], norm: zarr.Array[Any]) -> None:
+    grid = grid_from_attrs(dataset.attrs["grid"])
+    expected = (dataset.sizes["subject"], grid.n_voxels)
+    if bold.shape[:2] != expected or norm.shape != expected:
+        raise StoreError(
+            f"{path}: bold {bold.shape} and bold_norm {norm.shape} do not fit {expected[0]} subjects x {expected[1]} "
+            "grid elements; the store is damaged"
+        )
+
+
+def _short(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__

@@ -1,0 +1,136 @@
+"""Looking a cohort over: what is in it, and whether every byte is what was written."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ketanet.cohort.reading import StoredRows, open_cohort
+from ketanet.compute import available_cores
+from ketanet.errors import StoreError
+from ketanet.grid import grid_from_attrs
+from ketanet.kernels.rows import decode
+
+_NORM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in a store: whose, which chunk, what."""
+
+    subject: str
+    chunk: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"subject {self.subject}, {self.chunk}: {self.what}"
+
+
+def cohort_info(cohort: xr.Dataset) -> dict[str, Any]:
+    """Facts about a cohort from its columns alone, JSON-ready."""
+    grid = grid_from_attrs(cohort.attrs["grid"])
+    frames = cohort["n_time"].values
+    columns: dict[str, Any] = {}
+    for name, values in cohort.coords.items():
+        if values.dims != ("subject",) or name in ("row", "subject", "n_time", "tr"):
+            continue
+        if values.dtype.kind in "OTU":
+            found, count = np.unique(values.values.astype(object), return_counts=True)
+            columns[str(name)] = (
+                dict(zip(found.tolist(), count.tolist(), strict=True))
+                if len(found) <= 12
+                else f"{len(found)} different values"
+            )
+        elif np.isfinite(values.values).any():
+            columns[str(name)] = {
+                "min": float(np.nanmin(values)),
+                "median": float(np.nanmedian(values)),
+                "max": float(np.nanmax(values)),
+            }
+    store = Path(cohort.attrs["store"])
+    return {
+        "store": str(store),
+        "schema": cohort.attrs["schema"],
+        "subjects": int(cohort.sizes["subject"]),
+        "grid": {"kind": grid.kind, "description": grid.describe(), "space": grid.space},
+        "fingerprint": grid.fingerprint,
+        "content": cohort.attrs["content"],
+        "frames": {"min": int(frames.min()), "median": float(np.median(frames)), "max": int(frames.max())},
+        "tr_s": sorted({float(tr) for tr in cohort["tr"].values}),
+        "bytes": sum(f.stat().st_size for f in store.rglob("*") if f.is_file()),
+        "columns": columns,
+        "provenance": {k: v for k, v in cohort.attrs["provenance"].items() if k != "subjects"},
+    }
+
+
+def verify_cohort(path: str | os.PathLike[str]) -> list[Problem]:
+    """Read every chunk of a store and list what is wrong.
+
+    Checked: presence and checksum of each chunk, NaN, the unit norm of every row and its zero padding, rows of zeros
+    against ``bold_norm``.
+
+    Returns
+    -------
+    list of Problem
+        Empty when the store is sound.
+    """
+    cohort = open_cohort(path)
+    rows = StoredRows(cohort.attrs["store"])
+    names = [str(name) for name in cohort["subject"].values]
+    lengths = cohort["n_time"].values
+
+    def check(row: int) -> list[Problem]:
+        return _check_subject(rows, row, names[row], int(lengths[row]))
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        return [problem for found in pool.map(check, range(len(names))) for problem in found]
+
+
+def _check_subject(rows: StoredRows, row: int, name: str, n_time: int) -> list[Problem]:
+    problems: list[Problem] = []
+    try:
+        norm = rows.norm(row)
+        if not np.isfinite(norm).all() or (norm < 0).any():
+            problems.append(Problem(name, f"bold_norm {row}/0", "norms that are NaN, infinite or negative"))
+    except StoreError as error:
+        norm = None
+        problems.append(Problem(name, f"bold_norm {row}/0", _reason(error)))
+    for number, voxels in enumerate(rows.chunks_of_voxels()):
+        chunk = f"bold {row}/{number}/0"
+        try:
+            values = decode(rows.bold(row, voxels))
+        except StoreError as error:
+            problems.append(Problem(name, chunk, _reason(error)))
+            continue
+        problems += [Problem(name, chunk, what) for what in _flaws(values, norm, voxels, n_time)]
+    return problems
+
+
+def _flaws(
+    values: NDArray[np.float32], norm: NDArray[np.float32] | None, voxels: slice, n_time: int
+) -> list[str]:
+    if not np.isfinite(values).all():
+        return [f"NaN or infinite values in {int((~np.isfinite(values)).any(axis=1).sum())} rows"]
+    found = []
+    if values[:, n_time:].any():
+        found.append(f"values beyond the subject's {n_time} frames")
+    length = np.sqrt(np.einsum("vt,vt->v", values, values, dtype=np.float64))
+    signal = length > 0 if norm is None else norm[voxels] > 0
+    off = signal & (np.abs(length - 1) > _NORM_TOLERANCE)
+    if off.any():
+        found.append(f"{int(off.sum())} rows whose norm is not one")
+    if (~signal & (length > 0)).any():
+        found.append(f"{int((~signal & (length > 0)).sum())} rows with values where bold_norm says no signal")
+    return found
+
+
+def _reason(error: StoreError) -> str:
+    text = str(error).split(" of bold", 1)[-1].removeprefix("_norm").strip()
+    return text.split(";")[0].removeprefix("is ")

@@ -1,0 +1,264 @@
+"""Where and how things run: the scheduler, BLAS threads, trees of partial results."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import dask
+import xarray as xr
+import zarr
+from dask.delayed import Delayed
+from threadpoolctl import ThreadpoolController
+
+from ketanet.errors import InputError, StoreError
+from ketanet.files import new_folder
+from ketanet.spec import SCHEMA_VERSION
+
+SUBJECTS_PER_TASK = 16
+MAX_TASKS = 4000
+
+
+class _Closable(Protocol):
+    def close(self) -> Any: ...
+
+
+class Connection:
+    """A running scheduler; a context manager. Made by :func:`connect`."""
+
+    def __init__(self, name: str, workers: int, closing: Sequence[_Closable | Any] = ()) -> None:
+        self.name = name
+        self.workers = workers
+        self._closing = list(closing)
+
+    def close(self) -> None:
+        """Stop what :func:`connect` started."""
+        while self._closing:
+            self._closing.pop().close()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<ketanet connection: {self.name}, {self.workers} workers>"
+
+
+class _Setting:
+    """Keeps a dask configuration until closed."""
+
+    def __init__(self, **values: Any) -> None:
+        self._config = dask.config.set(values)
+        self._config.__enter__()
+
+    def close(self) -> None:
+        self._config.__exit__(None, None, None)
+
+
+def connect(where: str = "threads", *, workers: int | None = None) -> Connection:
+    """Choose where computations run.
+
+    Parameters
+    ----------
+    where : str
+        ``"threads"`` (this process), ``"synchronous"`` (one thread, for debugging), ``"processes"`` (a Dask cluster on this
+        machine), or the address of a running scheduler such as ``tcp://10.0.0.1:8786``.
+    workers : int, optional
+        Number of threads or processes; default: the CPU cores this process may use.
+
+    Returns
+    -------
+    Connection
+        Closing it (or leaving its ``with`` block) ends what was started here; a remote scheduler keeps running.
+
+    Raises
+    ------
+    InputError
+        The name is not known, or the scheduler does not answer.
+
+    Examples
+    --------
+    >>> with connect("threads", workers=2) as connection:
+    ...     connection.workers
+    2
+    """
+    count = workers or available_cores()
+    if count < 1:
+        raise InputError(f"workers is {workers}; at least 1 is needed")
+    if where == "threads":
+        return Connection("threads", count, [_Setting(scheduler="threads", num_workers=count)])
+    if where == "synchronous":
+        return Connection("synchronous", 1, [_Setting(scheduler="synchronous")])
+    if where == "processes":
+        return _connect_processes(count)
+    if "://" in where:
+        return _connect_address(where)
+    raise InputError(
+        f"cluster {where!r} is not known; use threads, processes, or the address of a scheduler (tcp://host:port)"
+    )
+
+
+def _connect_processes(count: int) -> Connection:
+    from distributed import Client, LocalCluster
+
+    # spawn, because zarr's event loop does not survive a fork
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+        cluster = LocalCluster(
+            n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=40
+        )
+    return Connection("processes", count, [cluster, Client(cluster)])
+
+
+def _connect_address(address: str) -> Connection:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout="30s")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no scheduler answers at {address} within 30 s ({error}); check address and firewall"
+        ) from error
+    workers = len(client.scheduler_info(n_workers=-1)["workers"])
+    return Connection(address, workers, [client])
+
+
+def available_cores() -> int:
+    """CPU cores this process may use: its affinity, bounded by a cgroup quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = quota.read_text().split()[:2]
+        if limit != "max":
+            cores = min(cores, max(1, int(limit) // int(period)))
+    return cores
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+class _BlasGuard:
+    """Holds BLAS to one thread while any task of this process runs.
+
+    The number of BLAS threads belongs to the process, so tasks that run side by side share one limit: the first to
+    enter sets it and the last to leave gives it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._limit = _controller().limit(limits=1, user_api="blas")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._limit.restore_original_limits()
+
+
+one_blas_thread = _BlasGuard()
+
+
+def subjects_per_task(n_subjects: int) -> int:
+    """Subjects that one task streams: few thousand tasks for any cohort, whatever the workers."""
+    return max(SUBJECTS_PER_TASK, -(-n_subjects // MAX_TASKS))
+
+
+def tree(parts: Sequence[Delayed], merge: Callable[[Any, Any], Any]) -> Delayed:
+    """Merge delayed parts pairwise, in an order that depends on their number alone.
+
+    Parameters
+    ----------
+    parts : sequence of Delayed
+        At least one.
+    merge : callable
+        Function of two parts.
+    """
+    level = list(parts)
+    join = dask.delayed(merge, pure=True)
+    while len(level) > 1:
+        paired = [join(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+        level = paired + ([level[-1]] if len(level) % 2 else [])
+    return level[0]
+
+
+def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
+    """Compute a dataset and store it as Zarr v3; the store appears when it is whole.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Lazy or in memory.
+    path : path
+        Store to make; one of the same name is replaced.
+
+    Returns
+    -------
+    xarray.Dataset
+        The store, opened lazily.
+
+    Raises
+    ------
+    StoreError
+        The disk is full or cannot be written.
+    """
+    return save_all({path: dataset})[0]
+
+
+def save_all(datasets: Mapping[str | os.PathLike[str], xr.Dataset]) -> list[xr.Dataset]:
+    """Compute several datasets in one go, so that what they share is computed once; see :func:`save`."""
+    paths = [Path(path) for path in datasets]
+    with ExitStack() as stack:
+        folders = [stack.enter_context(new_folder(path)) for path in paths]
+        writes = [
+            _storable(dataset).to_zarr(folder, mode="w", zarr_format=3, consolidated=False, compute=False)
+            for dataset, folder in zip(datasets.values(), folders, strict=True)
+        ]
+        dask.compute(*writes)
+    return [open_results(path) for path in paths]
+
+
+def open_results(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Open a store made by :func:`save` lazily, one block per stored chunk.
+
+    Raises
+    ------
+    StoreError
+        No store there, or a truncated one.
+    """
+    if not Path(path).is_dir():
+        raise StoreError(f"{path}: no such store")
+    try:
+        dataset = xr.open_zarr(path, consolidated=False, chunks={}, mask_and_scale=False)
+    except (OSError, KeyError, ValueError, zarr.errors.BaseZarrError) as error:
+        raise StoreError(f"{path}: not a ketanet store, or a truncated one ({str(error)[:200]})") from error
+    if dataset.attrs.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: the store has schema version {dataset.attrs['schema']!r}, this ketanet reads {SCHEMA_VERSION}"
+        )
+    return dataset
+
+
+def _storable(dataset: xr.Dataset) -> xr.Dataset:
+    """Drop encodings that a reopened store carries along, so that chunks follow the arrays; hold coordinates in memory."""
+    coords = {name: values.variable.compute() for name, values in dataset.coords.items()}
+    return dataset.drop_encoding().assign_coords(coords)

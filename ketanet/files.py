@@ -1,0 +1,64 @@
+"""Writing files so that they are whole or absent, with clear words when the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ketanet.errors import StoreError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk into one clear line (StoreError)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreError(
+                f"the disk is full while writing {path} ({error.strerror}); free space, then run again"
+            ) from error
+        if error.errno in _CLOSED:
+            raise StoreError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with disk_errors(path):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, moved to `path` (replacing what is there) when the block ends well, removed when it does not."""
+    partial = path.with_name(path.name + ".partial")
+    with disk_errors(path):
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    try:
+        with disk_errors(path):
+            yield partial
+            if path.exists():
+                old = path.with_name(path.name + ".replaced")
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)
+                partial.rename(path)
+                shutil.rmtree(old)
+            else:
+                partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""How a network changes with the settings, the source studies and the cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from ketanet.grid import Grid, grid_from_attrs
+from ketanet.inference.comparison import compare_maps
+from ketanet.overlap import overlap
+
+COLUMNS = ["cohort", "direction", "analysis", "parameter", "voxels", "dice", "spatial_r"]
+
+
+def robustness_table(
+    group: xr.Dataset,
+    networks: xr.Dataset,
+    settings: Mapping[str, Any],
+    *,
+    radii: Mapping[float, xr.Dataset] | None = None,
+    at_least: Sequence[float] = (),
+    leave_one_study_out: bool = True,
+) -> pd.DataFrame:
+    """Variants of each network against the main one.
+
+    Parameters
+    ----------
+    group : xarray.Dataset
+        Group maps (cohort, seed, voxel) of the main analysis.
+    networks : xarray.Dataset
+        Its networks (cohort, direction, voxel). The first cohort is the discovery cohort, the others replicate it.
+    settings : mapping
+        Keyword arguments of :func:`ketanet.overlap` used for the main networks.
+    radii : mapping of float to Dataset, optional
+        Group maps of other sphere radii, by radius in mm.
+    at_least : sequence of float
+        Other overlap thresholds.
+    leave_one_study_out : bool
+        Networks without each source study, from the stored contrast maps.
+
+    Returns
+    -------
+    DataFrame
+        Columns cohort, direction, analysis (``radius``, ``at_least``, ``leave_one_study_out``, ``cohort``), parameter,
+        voxels (image voxels of the variant), dice, spatial_r (of the unthresholded probability).
+    """
+    grid = grid_from_attrs(group.attrs["grid"])
+    rows: list[dict[str, Any]] = []
+    for cohort in networks["cohort"].values:
+        main = networks.sel(cohort=cohort)
+        own = group.sel(cohort=cohort)
+        variants = [("radius", f"{radius:g}", maps.sel(cohort=cohort), {}) for radius, maps in (radii or {}).items()]
+        variants += [("at_least", f"{share:g}", own, {"at_least": share}) for share in at_least]
+        if leave_one_study_out:
+            variants += [("leave_one_study_out", study, maps, {}) for study, maps in _without_each_study(own)]
+        for analysis, parameter, maps, changed in variants:
+            wanted = [d for d in settings["directions"] if d in maps["direction"].values]
+            variant = overlap(maps, **{**settings, **changed, "directions": wanted}).compute()
+            rows += _compare(str(cohort), analysis, parameter, main, variant, grid)
+    discovery = networks.isel(cohort=0)
+    for cohort in networks["cohort"].values[1:]:
+        rows += _compare(
+            str(discovery["cohort"].item()), "cohort", str(cohort), discovery, networks.sel(cohort=cohort), grid
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _without_each_study(group: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
+    studies = group["source_study"].values
+    names = list(dict.fromkeys(map(str, studies)))
+    if len(names) > 1:
+        for name in names:
+            yield name, group.isel(seed=np.flatnonzero(studies != name))
+
+
+def _compare(
+    cohort: str, analysis: str, parameter: str, main: xr.Dataset, variant: xr.Dataset, grid: Grid
+) -> Iterator[dict[str, Any]]:
+    for direction in variant["direction"].values:
+        a, b = main.sel(direction=direction), variant.sel(direction=direction)
+        found = compare_maps(
+            a["network"].values, b["network"].values, a["probability"].values, b["probability"].values, grid.painted
+        )
+        yield {
+            "cohort": cohort,
+            "direction": str(direction),
+            "analysis": analysis,
+            "parameter": parameter,
+            "voxels": found.voxels_b,
+            "dice": found.dice,
+            "spatial_r": found.spatial_r,
+        }

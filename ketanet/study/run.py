@@ -1,0 +1,318 @@
+"""Running a study: cohorts and coordinates in, the whole results folder out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ketanet import __version__, labelling, spec
+from ketanet.cohort import open_cohort, select
+from ketanet.compute import open_results, save, save_all
+from ketanet.connectivity import seed_maps
+from ketanet.errors import InputError, KetanetWarning
+from ketanet.files import disk_errors, write_text
+from ketanet.grid import Grid, grid_from_attrs, require_same_grid
+from ketanet.group import one_sample, threshold
+from ketanet.inference import robustness_table
+from ketanet.overlap import overlap
+from ketanet.report import write_report
+from ketanet.seeds import load_seeds, seeds_table
+from ketanet.seeds.stack import stack_seeds
+from ketanet.study.ledger import Ledger, claim, digest
+from ketanet.study.outputs import CONTENTS, write_maps, write_table
+from ketanet.study.settings import Study, load_study
+
+log = logging.getLogger("ketanet")
+_TABLES = ("tables/canonical.tsv", "tables/clusters.tsv", "tables/robustness.tsv")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Everything a run stands on, opened and checked before anything is computed."""
+
+    study: Study
+    cohorts: dict[str, xr.Dataset]
+    grid: Grid
+    seeds: dict[float | None, xr.Dataset]
+    atlas: xr.Dataset
+
+    @property
+    def main(self) -> xr.Dataset:
+        return next(iter(self.seeds.values()))
+
+    @property
+    def directions(self) -> list[str]:
+        """Directions of the study that have a contrast, in the study's order."""
+        present = set(self.main["direction"].values)
+        return [d for d in self.study.directions if d in present]
+
+    @property
+    def overlap_settings(self) -> dict[str, Any]:
+        return self.study.network.model_dump() | {"directions": self.directions}
+
+
+def run_study(path: str | os.PathLike[str], out: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """Run a study file through all stages; run again, only what is missing or has changed is done.
+
+    Parameters
+    ----------
+    path : path
+        ``study.toml``.
+    out : path
+        Folder for the results.
+    force : bool
+        Use a folder that holds another study's results; they are removed.
+
+    Returns
+    -------
+    Path
+        The results folder, with ``report.html``, ``maps/``, ``tables/`` and the stores.
+
+    Raises
+    ------
+    InputError
+        Something in the study cannot be used; nothing is computed then.
+    """
+    study = load_study(path)
+    inputs = _open(study)
+    folder = Path(out)
+    description = {
+        "Name": study.name,
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "ketanet", "Version": __version__}],
+    }
+    claim(folder, study.name, description, CONTENTS, force=force)
+    with disk_errors(folder):
+        _run(inputs, folder, Path(path))
+    return folder
+
+
+def _open(study: Study) -> _Inputs:
+    cohorts: dict[str, xr.Dataset] = {}
+    grid: Grid | None = None
+    for name, settings in study.cohorts.items():
+        cohort = open_cohort(settings.store)
+        own = grid_from_attrs(cohort.attrs["grid"])
+        if grid is None:
+            grid, first = own, name
+        require_same_grid(grid, own, f"cohort {first!r}", f"cohort {name!r}")
+        cohorts[name] = select(cohort, settings.where)
+        if cohorts[name].sizes["subject"] < 3:
+            raise InputError(
+                f"cohort {name!r} has {cohorts[name].sizes['subject']} subjects; a group test needs at least 3"
+            )
+    assert grid is not None
+    if study.group.mask:
+        grid.read_mask(study.group.mask)
+    seeds = _seeds(study, grid)
+    return _Inputs(study, cohorts, grid, seeds, labelling.atlas(study.labels.atlas, grid))
+
+
+def _seeds(study: Study, grid: Grid) -> dict[float | None, xr.Dataset]:
+    """Seeds of the main radius first, then of the radii of the robustness analysis."""
+    settings = study.seeds
+
+    def load(radius: float) -> xr.Dataset:
+        return load_seeds(
+            study.coordinates, grid, radius_mm=radius, rule=settings.rule, directions=study.directions
+        )
+
+    main = load(settings.radius_mm)
+    sets: dict[float | None, xr.Dataset] = {None: main}
+    if main.attrs.get("radius_mm") is not None:
+        with warnings.catch_warnings():
+            # said once, for the main radius
+            warnings.simplefilter("ignore", KetanetWarning)
+            sets |= {r: load(r) for r in study.robustness.radii_mm if r != settings.radius_mm}
+    return sets
+
+
+def _run(inputs: _Inputs, folder: Path, source: Path) -> None:
+    study, ledger = inputs.study, Ledger(folder)
+    write_text(folder / "study.toml", study.to_toml())
+    write_text(folder / ".bidsignore", "*.zarr\nmaps/\ntables/\nreport.html\nseeds.tsv\nstudy.toml\nprovenance.json\n")
+    write_table(folder / "seeds.tsv", seeds_table(inputs.main))
+    ledger.record(_provenance(inputs, source))
+    group_key = _group_stage(inputs, folder, ledger)
+    group = open_results(folder / "group.zarr")
+    radii = {r: open_results(folder / f"group_radius-{r:g}.zarr") for r in inputs.seeds if r is not None}
+    networks_key = digest(group_key, inputs.overlap_settings)
+    if _due(ledger, "networks", networks_key, ["networks.zarr"]):
+        with ledger.stage("networks", networks_key, ["networks.zarr"]):
+            save(_networks(group, inputs), folder / "networks.zarr")
+    networks = open_results(folder / "networks.zarr").compute()
+    if _due(ledger, "maps", networks_key, ["maps"]):
+        with ledger.stage("maps", networks_key, ["maps"]):
+            write_maps(folder, group, networks, inputs.grid)
+    tables_key = digest(networks_key, _atlas_digest(inputs.atlas), study.robustness.model_dump())
+    if _due(ledger, "tables", tables_key, _TABLES):
+        with ledger.stage("tables", tables_key, _TABLES):
+            _tables(inputs, folder, group, networks, radii)
+    _subject_maps(inputs, folder, ledger, group_key)
+    report_key = digest(tables_key, __version__, study.model_dump())
+    if _due(ledger, "report", report_key, ["report.html"]):
+        with ledger.stage("report", report_key, ["report.html"]):
+            write_report(folder)
+
+
+def _due(ledger: Ledger, stage: str, key: str, outputs: Any) -> bool:
+    done = ledger.is_done(stage, key, outputs)
+    log.info("%s: %s", stage, "there already" if done else "computing")
+    return not done
+
+
+def _group_stage(inputs: _Inputs, folder: Path, ledger: Ledger) -> str:
+    """Group maps of all cohorts and radii in one pass; with new test settings alone, from the stored t."""
+    settings = inputs.study.group
+    test = {"tail": settings.tail, "correction": settings.correction, "alpha": settings.alpha}
+    paths = {
+        radius: folder / ("group.zarr" if radius is None else f"group_radius-{radius:g}.zarr")
+        for radius in inputs.seeds
+    }
+    pass_key = digest(_pass_facts(inputs))
+    key = digest(pass_key, test)
+    outputs = [path.name for path in paths.values()]
+    if not _due(ledger, "group", key, outputs):
+        return key
+    reusable = ledger.is_done("pass", pass_key, outputs)
+    with ledger.stage("pass", pass_key, outputs), ledger.stage("group", key, outputs):
+        if reusable:
+            save_all({path: threshold(open_results(path), **test) for path in paths.values()})
+        else:
+            for stale in set(folder.glob("group_radius-*.zarr")) - set(paths.values()):
+                shutil.rmtree(stale)
+            save_all({paths[radius]: maps for radius, maps in _group_maps(inputs, test).items()})
+    return key
+
+
+def _pass_facts(inputs: _Inputs) -> dict[str, Any]:
+    mask = inputs.study.group.mask
+    return {
+        "schema": spec.SCHEMA_VERSION,
+        "cohorts": {n: [c.attrs["content"], [str(s) for s in c["subject"].values]] for n, c in inputs.cohorts.items()},
+        "seeds": {str(radius): _seeds_digest(seeds) for radius, seeds in inputs.seeds.items()},
+        "signal": inputs.study.seeds.signal,
+        "mask": None if mask is None else hashlib.sha256(inputs.grid.read_mask(mask).tobytes()).hexdigest(),
+    }
+
+
+def _seeds_digest(seeds: xr.Dataset) -> str:
+    text = seeds_table(seeds).to_csv()
+    entries = [seeds[name].values.tobytes() for name in ("weight", "entry_seed", "entry_voxel")]
+    return hashlib.sha256(b"".join([text.encode(), *entries])).hexdigest()
+
+
+def _atlas_digest(atlas: xr.Dataset) -> str:
+    names = [str(n) for n in (*atlas["region"].values, *atlas["network"].values)]
+    return hashlib.sha256(atlas["membership"].values.tobytes() + "\n".join(names).encode()).hexdigest()
+
+
+def _group_maps(inputs: _Inputs, test: Mapping[str, Any]) -> dict[float | None, xr.Dataset]:
+    """Lazy group maps (cohort, seed, voxel) by radius."""
+    study = inputs.study
+    stacked = stack_seeds(list(inputs.seeds.values()))
+    mask = None if study.group.mask is None else inputs.grid.read_mask(study.group.mask)
+    whole = {
+        name: one_sample(cohort, stacked, mask=mask, signal=study.seeds.signal, **test)
+        for name, cohort in inputs.cohorts.items()
+    }
+    maps: dict[float | None, xr.Dataset] = {}
+    start = 0
+    for radius, seeds in inputs.seeds.items():
+        part = slice(start, start + seeds.sizes["seed"])
+        start = part.stop
+        joined = xr.concat(
+            [w.isel(seed=part) for w in whole.values()], dim="cohort", combine_attrs="override", join="override"
+        )
+        own = {str(k): v for k, v in seeds.coords.items() if v.dims == ("seed",)}
+        joined = joined.assign_coords(
+            own
+            | {
+                "cohort": np.array(list(whole), object),
+                "n_subjects": ("cohort", np.array([w.attrs["n_subjects"] for w in whole.values()], np.int32)),
+            }
+        )
+        joined.attrs["radius_mm"] = seeds.attrs.get("radius_mm")
+        maps[radius] = joined.chunk({"cohort": 1, "seed": 8, "voxel": -1})
+    return maps
+
+
+def _networks(group: xr.Dataset, inputs: _Inputs) -> xr.Dataset:
+    parts = [overlap(group.sel(cohort=c), **inputs.overlap_settings) for c in group["cohort"].values]
+    joined = xr.concat(parts, dim="cohort", combine_attrs="override")
+    return joined.assign_coords(cohort=group["cohort"], n_subjects=group["n_subjects"]).chunk(
+        {"cohort": 1, "direction": 1}
+    )
+
+
+def _tables(
+    inputs: _Inputs, folder: Path, group: xr.Dataset, networks: xr.Dataset, radii: Mapping[float, xr.Dataset]
+) -> None:
+    study = inputs.study
+    write_table(folder / _TABLES[0], labelling.canonical_shares(networks, inputs.atlas))
+    clusters = labelling.cluster_table(networks, inputs.atlas, inputs.grid, connectivity=study.network.connectivity)
+    write_table(folder / _TABLES[1], clusters)
+    table = robustness_table(
+        group,
+        networks,
+        inputs.overlap_settings,
+        radii=radii,
+        at_least=[share for share in study.robustness.at_least if share != study.network.at_least],
+        leave_one_study_out=study.robustness.leave_one_study_out,
+    )
+    write_table(folder / _TABLES[2], table)
+
+
+def _subject_maps(inputs: _Inputs, folder: Path, ledger: Ledger, key: str) -> None:
+    if not inputs.study.output.subject_maps:
+        return
+    names = [f"subjects_cohort-{name}.zarr" for name in inputs.cohorts]
+    if _due(ledger, "subject_maps", key, names):
+        with ledger.stage("subject_maps", key, names):
+            for name, cohort in zip(names, inputs.cohorts.values(), strict=True):
+                maps = seed_maps(cohort, inputs.main, signal=inputs.study.seeds.signal)
+                save(maps.to_dataset().assign_attrs(kind="subject_maps", grid=cohort.attrs["grid"]), folder / name)
+
+
+def _provenance(inputs: _Inputs, source: Path) -> dict[str, Any]:
+    packages = ("numpy", "scipy", "dask", "zarr", "xarray", "nibabel", "nilearn")
+    cohorts = {
+        name: {
+            "store": cohort.attrs["store"],
+            "content": cohort.attrs["content"],
+            "subjects": int(cohort.sizes["subject"]),
+            "frames": [int(cohort["n_time"].min()), int(cohort["n_time"].max())],
+            "tr_s": sorted({round(float(tr), 4) for tr in cohort["tr"].values}),
+            "where": inputs.study.cohorts[name].where,
+            "role": inputs.study.cohorts[name].role,
+            "provenance": {k: v for k, v in cohort.attrs["provenance"].items() if k != "subjects"},
+        }
+        for name, cohort in inputs.cohorts.items()
+    }
+    return {
+        "ketanet": __version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "study_file": {"name": source.name, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()},
+        "grid": {
+            "kind": inputs.grid.kind,
+            "description": inputs.grid.describe(),
+            "fingerprint": inputs.grid.fingerprint,
+        },
+        "cohorts": cohorts,
+        "seeds": _seeds_digest(inputs.main),
+        "atlas": {"name": str(inputs.atlas.attrs.get("name", "")), "sources": inputs.atlas.attrs.get("sources", [])},
+    }

@@ -1,0 +1,224 @@
+"""The study file: what it may say, and what every silence means."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ketanet import spec
+from ketanet.errors import InputError
+
+NAME = re.compile(r"[A-Za-z0-9]+")
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CohortSettings(_Block):
+    """One cohort: its store, its role, and which of its subjects take part."""
+
+    store: str
+    role: Literal["discovery", "replication"] = "discovery"
+    where: str | None = None
+
+
+class SeedSettings(_Block):
+    """How coordinates become seeds."""
+
+    radius_mm: Annotated[float, Field(gt=0, le=30)]
+    rule: Literal["fcnm", "mm"]
+    signal: Literal["mean", "mean_standardised", "pc1"]
+
+
+class GroupSettings(_Block):
+    """How each contrast is tested."""
+
+    mask: str | None = None
+    tail: Literal["positive", "two-sided"]
+    correction: Literal["fdr_bh_positive", "fdr_bh", "fdr_by", "bonferroni", "none"]
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    covariates: list[str] = []
+
+    @field_validator("covariates")
+    @classmethod
+    def _no_covariates(cls, value: list[str]) -> list[str]:
+        if value:
+            raise ValueError("covariates are not supported by this version; leave the list empty")
+        return value
+
+
+class NetworkSettings(_Block):
+    """What of the overlap is the network."""
+
+    at_least: Annotated[float, Field(gt=0, le=1)]
+    min_cluster: Annotated[int, Field(ge=0)]
+    connectivity: Literal[6, 18, 26]
+    sign: Literal["positive", "negative", "any"]
+
+
+class LabelSettings(_Block):
+    """Atlas of canonical networks: a name, a file, a table {file, names, network}, or a list of these."""
+
+    atlas: str | dict[str, Any] | list[str | dict[str, Any]]
+
+
+class RobustnessSettings(_Block):
+    """Variants compared with the main networks."""
+
+    radii_mm: list[Annotated[float, Field(gt=0, le=30)]]
+    at_least: list[Annotated[float, Field(gt=0, le=1)]]
+    leave_one_study_out: bool
+
+
+class OutputSettings(_Block):
+    """What is stored beyond the usual."""
+
+    subject_maps: bool = False
+
+
+class Study(_Block):
+    """A network-mapping study with every value spelled out."""
+
+    name: Annotated[str, Field(min_length=1)]
+    preset: str = "fcnm"
+    coordinates: str
+    directions: Annotated[list[str], Field(min_length=1)] = ["increase", "decrease"]
+    cohorts: Annotated[dict[str, CohortSettings], Field(min_length=1)]
+    seeds: SeedSettings
+    group: GroupSettings
+    network: NetworkSettings
+    labels: LabelSettings
+    robustness: RobustnessSettings
+    output: OutputSettings = OutputSettings()
+
+    @model_validator(mode="after")
+    def _names(self) -> Study:
+        for what, names in (("cohort", list(self.cohorts)), ("direction", self.directions)):
+            for name in names:
+                if what == "cohort" and not NAME.fullmatch(name):
+                    raise ValueError(f"cohort name {name!r} becomes part of file names: use letters and digits only")
+            folded = [re.sub("[^A-Za-z0-9]", "", n).lower() for n in names]
+            if len(set(folded)) < len(folded) or "" in folded:
+                raise ValueError(f"the {what} names {names} are not distinct when reduced to letters and digits")
+        if self.group.tail == "two-sided" and self.group.correction == "fdr_bh_positive":
+            raise ValueError("correction 'fdr_bh_positive' fits tail 'positive' only; use 'fdr_bh' with 'two-sided'")
+        return self
+
+    def to_toml(self) -> str:
+        """The study as TOML, every default included."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def load_study(path: str | os.PathLike[str]) -> Study:
+    """Read a study file; fill what it leaves out from its preset; resolve paths against its folder.
+
+    ``${NAME}`` in a path stands for the environment variable.
+
+    Raises
+    ------
+    InputError
+        The file is missing or no TOML, holds an unknown key (the nearest known one is named) or a bad value, or names a
+        variable that is not set.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such study file")
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a valid TOML file ({error})") from error
+    if "null" in given:
+        raise InputError(f"{path}: null models ([null]) are not part of this version; remove the block")
+    preset = given.get("preset", "fcnm")
+    if preset not in spec.PRESETS:
+        raise InputError(f"{path}: preset is {preset!r}; known: {', '.join(spec.PRESETS)}")
+    for block, values in spec.PRESETS[preset].items():
+        own = given.get(block, {})
+        given[block] = {**values, **own} if isinstance(own, dict) else own
+    try:
+        study = Study.model_validate(given)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_in_words(error)}") from error
+    return _with_paths(study, path.parent.absolute(), str(path))
+
+
+def _with_paths(study: Study, folder: Path, source: str) -> Study:
+    """The study with absolute paths."""
+
+    def resolve(text: str) -> str:
+        return _expand(text, folder, source)
+
+    cohorts = {n: c.model_copy(update={"store": resolve(c.store)}) for n, c in study.cohorts.items()}
+    mask = study.group.mask and resolve(study.group.mask)
+    return study.model_copy(
+        update={
+            "coordinates": resolve(study.coordinates),
+            "cohorts": cohorts,
+            "group": study.group.model_copy(update={"mask": mask}),
+            "labels": LabelSettings(atlas=_atlas_paths(study.labels.atlas, resolve)),
+        }
+    )
+
+
+def _atlas_paths(atlas: Any, resolve: Any) -> Any:
+    """The atlas with its files as absolute paths; names such as ``seitzman300`` stay."""
+    if isinstance(atlas, list):
+        return [_atlas_paths(item, resolve) for item in atlas]
+    if isinstance(atlas, dict):
+        paths = {k: resolve(v) for k, v in atlas.items() if k in ("file", "names") and isinstance(v, str)}
+        return atlas | paths
+    return resolve(atlas) if atlas.endswith((".nii", ".nii.gz")) else atlas
+
+
+def _expand(text: str, folder: Path, source: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise InputError(f"{source}: the variable ${{{name}}} in {text!r} is not set; set it in the environment")
+        return os.environ[name]
+
+    expanded = re.sub(r"\$\{(\w+)\}|\$(\w+)", value, text)
+    return expanded if "://" in expanded else str(Path(os.path.normpath(folder / Path(expanded).expanduser())))
+
+
+def _in_words(error: ValidationError) -> str:
+    """The first thing wrong, in one line."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    key = ".".join(p for p in place if not p.startswith(("str", "dict[", "list[")))
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(place[-1], _known_keys(place[:-1]), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f" (known: {', '.join(_known_keys(place[:-1]))})"
+        return f"unknown key '{key}'{hint}"
+    if first["type"] == "missing":
+        return f"'{key}' is missing"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
+    if not key:
+        return message
+    return f"{key} is {first['input']!r}: {message}" if first["type"] != "value_error" else f"{key}: {message}"
+
+
+def _known_keys(place: list[str]) -> list[str]:
+    model: Any = Study
+    for part in place:
+        if model is Study and part == "cohorts":
+            model = None
+        elif model is None:
+            model = CohortSettings
+        else:
+            model = model.model_fields[part].annotation
+    return list(model.model_fields) if model is not None else []
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value
