@@ -1,3 +1,74 @@
-"""Functional connectivity network mapping, from coordinates to a tested network."""
+"""Functional connectivity network mapping: from published coordinates and a cohort of resting brains to the network
+they share.
+
+Names are imported when first used, so that ``import ketanet`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ketanet.cohort import cohort_info, open_cohort, select, verify_cohort
+    from ketanet.compute import connect, open_results, save
+    from ketanet.connectivity import seed_maps
+    from ketanet.errors import InputError, KetanetError, KetanetWarning, StoreError
+    from ketanet.grid import ParcelGrid, VolumeGrid
+    from ketanet.group import one_sample, threshold
+    from ketanet.inference import compare_images, compare_maps, robustness_table
+    from ketanet.ingest import NiftiSource, ParcelSource, ingest_cohort
+    from ketanet.labelling import atlas, canonical_shares, cluster_table, label
+    from ketanet.networks import overlap, overlap_images
+    from ketanet.report import write_report
+    from ketanet.seeds import (
+        load_seeds,
+        mni_to_talairach,
+        read_coordinates,
+        seeds_from_coordinates,
+        seeds_from_images,
+        talairach_to_mni,
+        write_seeds,
+    )
+    from ketanet.simulate import demo_grid, planted_network, simulate_cohort, simulate_coordinates
+    from ketanet.study import load_study, run_demo, run_study
+
+_HOME = {
+    "cohort": ("cohort_info", "open_cohort", "select", "verify_cohort"),
+    "compute": ("connect", "open_results", "save"),
+    "connectivity": ("seed_maps",),
+    "errors": ("InputError", "KetanetError", "KetanetWarning", "StoreError"),
+    "grid": ("ParcelGrid", "VolumeGrid"),
+    "group": ("one_sample", "threshold"),
+    "inference": ("compare_images", "compare_maps", "robustness_table"),
+    "ingest": ("NiftiSource", "ParcelSource", "ingest_cohort"),
+    "labelling": ("atlas", "canonical_shares", "cluster_table", "label"),
+    "networks": ("overlap", "overlap_images"),
+    "report": ("write_report",),
+    "seeds": (
+        "load_seeds",
+        "mni_to_talairach",
+        "read_coordinates",
+        "seeds_from_coordinates",
+        "seeds_from_images",
+        "talairach_to_mni",
+        "write_seeds",
+    ),
+    "simulate": ("demo_grid", "planted_network", "simulate_cohort", "simulate_coordinates"),
+    "study": ("load_study", "run_demo", "run_study"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'ketanet' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"ketanet.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -71,8 +71,8 @@ def connect(where: str = "threads", *, workers: int | None = None) -> Connection
     Parameters
     ----------
     where : str
-        ``"threads"`` (this process), ``"synchronous"`` (one thread, for debugging), ``"processes"`` (a Dask cluster on this
-        machine), or the address of a running scheduler such as ``tcp://10.0.0.1:8786``.
+        ``"threads"`` (this process), ``"synchronous"`` (one thread, for debugging), ``"processes"`` (a Dask cluster on
+        this machine), or the address of a running scheduler such as ``tcp://10.0.0.1:8786``.
     workers : int, optional
         Number of threads or processes; default: the CPU cores this process may use.
 
@@ -259,6 +259,7 @@ def open_results(path: str | os.PathLike[str]) -> xr.Dataset:
 
 
 def _storable(dataset: xr.Dataset) -> xr.Dataset:
-    """Drop encodings that a reopened store carries along, so that chunks follow the arrays; hold coordinates in memory."""
+    """Drop encodings that a reopened store carries along, so that chunks follow the arrays; hold coordinates in
+    memory."""
     coords = {name: values.variable.compute() for name, values in dataset.coords.items()}
     return dataset.drop_encoding().assign_coords(coords)

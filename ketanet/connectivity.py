@@ -52,7 +52,9 @@ def seed_maps(cohort: xr.Dataset, seeds: xr.Dataset, *, signal: str = "mean") ->
     one = dask.delayed(_subject_map, pure=True)
     shape = (1, seeds.sizes["seed"], cohort.sizes["voxel"])
     maps = [
-        da.from_delayed(one(address, int(row), weights, signal), shape, np.float32, meta=np.empty((0, 0, 0), np.float32))
+        da.from_delayed(
+            one(address, int(row), weights, signal), shape, np.float32, meta=np.empty((0, 0, 0), np.float32)
+        )
         for row in cohort["row"].values
     ]
     subject_coords = {str(k): v for k, v in cohort.coords.items() if v.dims == ("subject",)}

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ketanet.errors import StoreError
 
@@ -41,9 +42,18 @@ def write_text(path: Path, text: str) -> None:
             partial.unlink(missing_ok=True)
 
 
+def write_table(path: Path, table: Any) -> None:
+    """Write a pandas table as TSV (CSV by its extension), missing values as n/a."""
+    separator = "," if path.suffix.lower() == ".csv" else "\t"
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, table.to_csv(sep=separator, index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n"))
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, moved to `path` (replacing what is there) when the block ends well, removed when it does not."""
+    """A folder to fill, moved to `path` (replacing what is there) when the block ends well, removed when it does
+    not."""
     partial = path.with_name(path.name + ".partial")
     with disk_errors(path):
         if partial.exists():

@@ -60,8 +60,8 @@ def one_sample(
     Returns
     -------
     xarray.Dataset
-        (seed, voxel): ``n``, ``mean_z``, ``var_z``, ``t``, ``log10_p``, ``q``, ``significant``. ``t`` is NaN where z has
-        no variance: a one-voxel seed at its own voxel, where r = 1 in everyone.
+        (seed, voxel): ``n``, ``mean_z``, ``var_z``, ``t``, ``log10_p``, ``q``, ``significant``. ``t`` is NaN where z
+        has no variance: a one-voxel seed at its own voxel, where r = 1 in everyone.
 
     Raises
     ------
@@ -79,9 +79,7 @@ def one_sample(
     check_pair(cohort, seeds)
     _check_test(tail, correction, alpha)
     if cohort.sizes["subject"] < MIN_SUBJECTS:
-        raise InputError(
-            f"{cohort.sizes['subject']} subjects are left; a group test needs at least {MIN_SUBJECTS}"
-        )
+        raise InputError(f"{cohort.sizes['subject']} subjects are left; a group test needs at least {MIN_SUBJECTS}")
     grid = grid_from_attrs(cohort.attrs["grid"])
     inside = _inside(mask, grid)
     voxels = np.flatnonzero(inside)
@@ -90,7 +88,10 @@ def one_sample(
     shared = dask.delayed(voxels, pure=True)
     n_seeds = seeds.sizes["seed"]
     blocks = [
-        (min(SEEDS_PER_BLOCK, n_seeds - start), finish(root, start, shared, grid.n_voxels, tail, correction, alpha))
+        (
+            min(SEEDS_PER_BLOCK, n_seeds - start),
+            finish(root, start, shared, grid.n_voxels, tail, correction, alpha),
+        )
         for start in range(0, n_seeds, SEEDS_PER_BLOCK)
     ]
     variables = {name: _assemble(blocks, name, grid.n_voxels) for name in _DTYPES}
@@ -177,22 +178,24 @@ def _inside(mask: Any, grid: Any) -> NDArray[np.bool_]:
 
 def _assemble(blocks: list[tuple[int, Any]], name: str, n_voxels: int) -> da.Array:
     dtype = _DTYPES[name]
-    meta = np.empty((0, 0), dtype)
-    return da.concatenate(
-        [da.from_delayed(block[name], (size, n_voxels), dtype, meta=meta) for size, block in blocks]
-    )
+    meta: NDArray[Any] = np.empty((0, 0), dtype)
+    return da.concatenate([da.from_delayed(block[name], (size, n_voxels), dtype, meta=meta) for size, block in blocks])
 
 
 def _labelled(variables: dict[str, da.Array], seeds: xr.Dataset, attrs: dict[str, Any]) -> xr.Dataset:
     coords = {str(k): v for k, v in seeds.coords.items() if v.dims == ("seed",)}
-    data = {
-        name: (("seed", "voxel"), values, spec.attrs_of("group", name)) for name, values in variables.items()
-    }
+    data = {name: (("seed", "voxel"), values, spec.attrs_of("group", name)) for name, values in variables.items()}
     return xr.Dataset(data, coords=coords, attrs=attrs)
 
 
 def _group_block(
-    root: Moments, start: int, voxels: NDArray[np.int64], n_voxels: int, tail: str, correction: str, alpha: float
+    root: Moments,
+    start: int,
+    voxels: NDArray[np.int64],
+    n_voxels: int,
+    tail: str,
+    correction: str,
+    alpha: float,
 ) -> dict[str, NDArray[Any]]:
     """Statistics of a block of seeds, spread from the tested voxels onto the grid."""
     part = slice(start, start + SEEDS_PER_BLOCK)

@@ -1,6 +1,7 @@
 """Cohorts and coordinate tables with known truth, for the demo, the tests and the documentation.
 
-Every brain network of Seitzman et al. (2020, doi 10.1016/j.neuroimage.2019.116290), whose coordinates ship with nilearn,
+Every brain network of Seitzman et al. (2020, doi 10.1016/j.neuroimage.2019.116290), whose coordinates ship with
+nilearn,
 gets a time course of its own; the voxels around its coordinates follow it, above autocorrelated noise and a global
 signal.
 """
@@ -47,7 +48,8 @@ def _network_coordinates() -> tuple[NDArray[np.float64], NDArray[np.str_]]:
 def demo_grid(size_mm: float = 4.0) -> VolumeGrid:
     """MNI152 grey matter (nilearn's template, probability above .4) on a lattice of its own.
 
-    The origin of the lattice lies on a voxel centre, so that coordinates round the same way on both sides of the midline.
+    The origin of the lattice lies on a voxel centre, so that coordinates round the same way on both sides of the
+    midline.
     """
     from nilearn.datasets import load_mni152_gm_template
 
@@ -124,7 +126,7 @@ def _autocorrelated(rng: np.random.Generator, rows: int, n_time: int) -> NDArray
 
     white = rng.standard_normal((rows, n_time + 10), dtype=np.float32)
     scale = np.sqrt(1 - _AUTOCORRELATION**2)
-    coloured = lfilter(np.float32([scale]), np.float32([1.0, -_AUTOCORRELATION]), white, axis=1)
+    coloured = lfilter(np.array([scale], np.float32), np.array([1, -_AUTOCORRELATION], np.float32), white, axis=1)
     return np.asarray(coloured[:, 10:], dtype=np.float32)
 
 

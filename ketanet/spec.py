@@ -147,9 +147,7 @@ def validate(dataset: Any, kind: str, *, extra_dims: Iterable[str] = ()) -> None
         found = dataset[variable.name]
         dims = tuple(d for d in found.dims if d not in extra)
         if dims != variable.dims:
-            raise InputError(
-                f"{kind} variable '{variable.name}' has dimensions {found.dims}, expected {variable.dims}"
-            )
+            raise InputError(f"{kind} variable '{variable.name}' has dimensions {found.dims}, expected {variable.dims}")
         if found.dtype.kind not in variable.kinds:
             raise InputError(
                 f"{kind} variable '{variable.name}' has dtype {found.dtype}, expected kind {variable.kinds!r}"

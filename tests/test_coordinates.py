@@ -296,9 +296,7 @@ def test_an_open_quotation_mark(tmp_path):
 
 def test_text_in_another_encoding(tmp_path):
     path = tmp_path / "peaks.tsv"
-    path.write_bytes(
-        "\t".join(HEADER).encode() + "\nM\xfcller\tA\tincrease\tMNI\t1\t2\t3\n".encode("latin-1")
-    )
+    path.write_bytes("\t".join(HEADER).encode() + "\nM\xfcller\tA\tincrease\tMNI\t1\t2\t3\n".encode("latin-1"))
     assert "not UTF-8" in error(path)
 
 
@@ -585,9 +583,7 @@ def test_laird_studies_need_the_space_of_three(data):
     assert len(found) == 1117
     meant = {"MNI": "MNI", "TAL": "Talairach", "UNKNOWN": "MNI"}
     got = found.groupby("source_study")["space"].unique()
-    assert {study: list(values) for study, values in got.items()} == {
-        s: [meant[v]] for s, v in spaces.items()
-    }
+    assert {study: list(values) for study, values in got.items()} == {s: [meant[v]] for s, v in spaces.items()}
 
 
 def nimare(tmp_path: Path, **coords: object) -> Path:
@@ -628,9 +624,7 @@ def test_bad_nimare(tmp_path, coords, said):
 def test_json_of_something_else(tmp_path, content):
     path = tmp_path / "set.json"
     path.write_text(content)
-    assert re.search(
-        r"not readable as JSON|neither a NiMARE|no coordinates", error(path, direction="increase")
-    )
+    assert re.search(r"not readable as JSON|neither a NiMARE|no coordinates", error(path, direction="increase"))
 
 
 def test_nimads_names_that_are_not_unique_give_way_to_ids(tmp_path):

@@ -169,10 +169,7 @@ def test_seitzman_equals_the_nearest_coordinate_within_8_mm():
     got = [names[member[:, v].argmax()] if member[:, v].any() else None for v in range(grid.n_voxels)]
     assert got == expected
     assert 20 < sum(name is not None for name in expected) < grid.n_voxels
-    assert all(
-        name.rsplit(" ", 1)[0] == network
-        for name, network in zip(names, found["network"].values, strict=True)
-    )
+    assert all(name.rsplit(" ", 1)[0] == network for name, network in zip(names, found["network"].values, strict=True))
 
 
 def test_seitzman_covers_every_network_in_grey_matter_at_4_mm():
@@ -300,9 +297,7 @@ def test_labels_without_names(flipped, volume):
     with pytest.raises(InputError, match=r"1 of 3 labels have no name \(5\); add them to the names"):
         atlas({"file": str(flipped), "names": ["one", "two", "three"]}, volume)
     flipped.with_name("flipped.tsv").unlink()
-    with pytest.raises(
-        InputError, match=r"flipped\.nii\.gz: no names for its labels; put a table .* flipped\.tsv"
-    ):
+    with pytest.raises(InputError, match=r"flipped\.nii\.gz: no names for its labels; put a table .* flipped\.tsv"):
         atlas(str(flipped), volume)
 
 
@@ -387,9 +382,7 @@ def test_without_network_the_error_says_what_to_set(monkeypatch, volume, name):
 
     monkeypatch.setattr("nilearn.datasets.fetch_atlas_yeo_2011", fail)
     monkeypatch.setattr("nilearn.datasets.fetch_atlas_harvard_oxford", fail)
-    with pytest.raises(
-        InputError, match=r"cannot be fetched .*set \[labels\] atlas to files .* seitzman300"
-    ) as error:
+    with pytest.raises(InputError, match=r"cannot be fetched .*set \[labels\] atlas to files .* seitzman300") as error:
         atlas(name, volume)
     assert "\n" not in str(error.value)
 
@@ -487,9 +480,7 @@ def test_shares_without_cohorts_lazy_or_with_a_mask(flipped, volume):
     table = canonical_shares(networks, known)
     one = label(networks.isel(cohort=1), known)
     assert list(one.columns)[:2] == ["direction", "network"]
-    pd.testing.assert_frame_equal(
-        one, table[table["cohort"] == "mdd"].drop(columns="cohort").reset_index(drop=True)
-    )
+    pd.testing.assert_frame_equal(one, table[table["cohort"] == "mdd"].drop(columns="cohort").reset_index(drop=True))
     pd.testing.assert_frame_equal(canonical_shares(networks.chunk(voxel=50), known), table)
     everything = canonical_shares(networks, known, tested=np.ones(volume.n_voxels, bool))
     inside = known["membership"].sum("voxel").groupby("network").sum()
@@ -554,9 +545,7 @@ def test_cluster_table_equals_flooding(connectivity, flipped, volume):
     networks = networks_on(volume, rng)
     networks["network"] = networks["network"] & (rng.random(networks["network"].shape) < 0.35)
     table = cluster_table(networks, atlas(flipped, volume), volume, connectivity=connectivity)
-    columns = (
-        "cohort direction cluster voxels volume_mm3 peak_x peak_y peak_z peak_value com_x com_y com_z region"
-    )
+    columns = "cohort direction cluster voxels volume_mm3 peak_x peak_y peak_z peak_value com_x com_y com_z region"
     assert list(table.columns) == columns.split()
     labels = loop_regions(nib.load(flipped), volume)
     names = {0: "none", 1: "one", 2: "two", 5: "five"}
@@ -569,9 +558,7 @@ def test_cluster_table_equals_flooding(connectivity, flipped, volume):
             top = max(value[ijk] for ijk in cluster)
             plateau = [ijk for ijk in cluster if value[ijk] == top]
             middle = np.mean(plateau, axis=0)
-            peak = min(
-                plateau, key=lambda ijk, m=middle: (round(float(((np.array(ijk) - m) ** 2).sum()), 6), ijk)
-            )
+            peak = min(plateau, key=lambda ijk, m=middle: (round(float(((np.array(ijk) - m) ** 2).sum()), 6), ijk))
             weights = np.array([value[ijk] for ijk in cluster], float)
             com = volume.affine[:3, :3] @ (weights @ np.array(cluster) / weights.sum()) + volume.affine[:3, 3]
             at = volume.affine[:3, :3] @ peak + volume.affine[:3, 3]
@@ -597,9 +584,7 @@ def test_peak_of_a_plateau_is_its_middle(tmp_path):
         },
         coords={"direction": ["increase"]},
     )
-    slab = write_labels(
-        tmp_path / "slab.nii.gz", np.ones(grid.shape, np.uint8), affine, "index\tname\n1\tA\n"
-    )
+    slab = write_labels(tmp_path / "slab.nii.gz", np.ones(grid.shape, np.uint8), affine, "index\tname\n1\tA\n")
     (row,) = cluster_table(networks, atlas(slab, grid), grid).itertuples(index=False)
     assert (row.peak_x, row.peak_y, row.peak_z) == (8, 2, 2)
     assert row.peak_value == pytest.approx(0.8)

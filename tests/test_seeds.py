@@ -169,9 +169,7 @@ def test_parcels_get_weight_in_proportion(parcels):
     xyz = [(0.0, 0.0, 0.0), (5.5, -7.0, 3.0)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KetanetWarning)
-        seeds = seeds_from_coordinates(
-            peaks(*[("A", "increase", *p) for p in xyz]), parcels, radius_mm=6, rule="mm"
-        )
+        seeds = seeds_from_coordinates(peaks(*[("A", "increase", *p) for p in xyz]), parcels, radius_mm=6, rule="mm")
     counts = np.zeros(parcels.n_voxels)
     owner = parcels.element_of.reshape(parcels.shape)
     for ijk in np.ndindex(*parcels.shape):
@@ -490,9 +488,7 @@ def test_bad_seed_images(tmp_path, masks, volume):
     with pytest.raises(InputError, match="no sub-folder 'up'"):
         seeds_from_images(masks, volume, directions=["up"])
     twin = save(volume, masks / "decrease" / "weighted.nii.gz", np.ones(volume.shape))
-    with pytest.raises(
-        InputError, match=f"{twin.name}: the same study|the same study, contrast and direction"
-    ):
+    with pytest.raises(InputError, match=f"{twin.name}: the same study|the same study, contrast and direction"):
         seeds_from_images(masks, volume)
 
 

@@ -56,9 +56,7 @@ def fill(writer: CohortWriter, read: Callable[[int], Series], *, skip_bad: bool 
     return {subject: why for found in reasons for subject, why in found.items()}
 
 
-def _write_one(
-    shared: tuple[CohortWriter, Callable[[int], Series]], row: int, skip_bad: bool
-) -> dict[str, str]:
+def _write_one(shared: tuple[CohortWriter, Callable[[int], Series]], row: int, skip_bad: bool) -> dict[str, str]:
     writer, read = shared
     try:
         with one_blas_thread():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ketanet import spec
 from ketanet.errors import StoreError
-from ketanet.grid import grid_from_attrs
+from ketanet.grid import Grid, grid_from_attrs, load_grid
 from ketanet.kernels.rows import decode
 
 _NORM_ROWS = 256  # rows of bold_norm per lazy block: 256 x 70,000 x 4 bytes = 72 MB
@@ -85,7 +85,7 @@ class StoredRows:
 
     def _name(self, row: int) -> str:
         names = _open_array(self.address, "subject")
-        return f"{self.address}: subject {names[row]}"
+        return f"{self.address}: subject {names[row]!s}"
 
 
 _ADVICE = "restore the store from a copy or ingest it again ('ketanet verify' lists every bad chunk)"
@@ -93,7 +93,7 @@ _ADVICE = "restore the store from a copy or ingest it again ('ketanet verify' li
 
 @lru_cache(maxsize=64)
 def _open_array(address: str, name: str) -> zarr.Array[Any]:
-    return cast("zarr.Array[Any]", zarr.open_array(address, path=name, mode="r"))
+    return zarr.open_array(address, path=name, mode="r")
 
 
 class _Lazy:
@@ -142,7 +142,11 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
         raise StoreError(f"{path}: no such cohort store")
     try:
         dataset = xr.open_zarr(
-            address, consolidated=False, chunks=None, mask_and_scale=False, drop_variables=["bold", "bold_norm"]
+            address,
+            consolidated=False,
+            chunks=None,
+            mask_and_scale=False,
+            drop_variables=["bold", "bold_norm"],
         ).load()
         attrs = dict(dataset.attrs)
         bold = _fresh_array(address, "bold")
@@ -166,9 +170,7 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
     )
     dataset["bold_norm"] = (
         ("subject", "voxel"),
-        da.from_array(
-            _Lazy(address, "bold_norm", norm.shape), (_NORM_ROWS, -1), f"bold-norm-{token}", asarray=False
-        ),
+        da.from_array(_Lazy(address, "bold_norm", norm.shape), (_NORM_ROWS, -1), f"bold-norm-{token}", asarray=False),
         spec.attrs_of("cohort", "bold_norm"),
     )
     dataset = dataset.assign_coords(row=("subject", np.arange(bold.shape[0])))
@@ -179,7 +181,7 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
 
 def _fresh_array(address: str, name: str) -> zarr.Array[Any]:
     """Open an array from its present metadata, not from an earlier opening's."""
-    return cast("zarr.Array[Any]", zarr.open_array(address, path=name, mode="r"))
+    return zarr.open_array(address, path=name, mode="r")
 
 
 def _check_shapes(path: str, dataset: xr.Dataset, bold: zarr.Array[Any], norm: zarr.Array[Any]) -> None:
@@ -195,3 +197,10 @@ def _check_shapes(path: str, dataset: xr.Dataset, bold: zarr.Array[Any], norm: z
 def _short(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0][:200] if text else type(error).__name__
+
+
+def grid_from_path(path: str | os.PathLike[str]) -> Grid:
+    """Grid of a cohort store (a folder) or of a NIfTI image, whose nonzero voxels are the mask."""
+    if Path(path).is_dir():
+        return grid_from_attrs(open_cohort(path).attrs["grid"])
+    return load_grid(path)

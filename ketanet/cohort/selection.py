@@ -51,7 +51,8 @@ def evaluate(expression: str, columns: Mapping[str, NDArray[Any]]) -> NDArray[np
     Examples
     --------
     >>> import numpy as np
-    >>> evaluate("group in ('a', 'b') and not age > 40", {"group": np.array(["a", "b", "c"]), "age": np.array([30, 50, 20])})
+    >>> columns = {"group": np.array(["a", "b", "c"]), "age": np.array([30, 50, 20])}
+    >>> evaluate("group in ('a', 'b') and not age > 40", columns)
     array([ True, False, False])
     """
     try:
@@ -82,9 +83,7 @@ def _value(node: ast.expr, columns: Mapping[str, NDArray[Any]], text: str) -> An
             return _comparison(node, columns, text)
         case ast.Tuple(elts=items) | ast.List(elts=items) | ast.Set(elts=items):
             return [_value(item, columns, text) for item in items]
-    raise InputError(
-        f"{ast.unparse(node)!r} is not allowed in the expression {text!r}; it may hold {_ALLOWED}"
-    )
+    raise InputError(f"{ast.unparse(node)!r} is not allowed in the expression {text!r}; it may hold {_ALLOWED}")
 
 
 def _truth(node: ast.expr, columns: Mapping[str, NDArray[Any]], text: str) -> NDArray[np.bool_]:

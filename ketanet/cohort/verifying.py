@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,30 @@ class Problem:
 
     def __str__(self) -> str:
         return f"subject {self.subject}, {self.chunk}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Outcome of :func:`verify_cohort`: what is wrong, and rows that hold no signal (which is no error), by subject."""
+
+    problems: list[Problem]
+    subjects: int
+    chunks: int
+    flat_rows: dict[str, int]
+
+    def summary(self) -> str:
+        """One line for people."""
+        flat = (
+            f"; {sum(self.flat_rows.values())} rows without signal in {len(self.flat_rows)} subjects"
+            if self.flat_rows
+            else ""
+        )
+        found = f"{len(self.problems)} problems" if self.problems else "no problem"
+        return f"{self.subjects} subjects, {self.chunks} chunks read: {found}{flat}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
 
 
 def cohort_info(cohort: xr.Dataset) -> dict[str, Any]:
@@ -70,37 +94,49 @@ def cohort_info(cohort: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def verify_cohort(path: str | os.PathLike[str]) -> list[Problem]:
+def verify_cohort(path: str | os.PathLike[str]) -> Verification:
     """Read every chunk of a store and list what is wrong.
 
     Checked: presence and checksum of each chunk, NaN, the unit norm of every row and its zero padding, rows of zeros
     against ``bold_norm``.
 
+    Parameters
+    ----------
+    path : path of the store
+
     Returns
     -------
-    list of Problem
-        Empty when the store is sound.
+    Verification
+        ``problems`` is empty when the store is sound.
+
+    Raises
+    ------
+    StoreError
+        No store, or one whose metadata cannot be read.
     """
     cohort = open_cohort(path)
     rows = StoredRows(cohort.attrs["store"])
     names = [str(name) for name in cohort["subject"].values]
     lengths = cohort["n_time"].values
 
-    def check(row: int) -> list[Problem]:
+    def check(row: int) -> tuple[list[Problem], int]:
         return _check_subject(rows, row, names[row], int(lengths[row]))
 
     with ThreadPoolExecutor(available_cores()) as pool:
-        return [problem for found in pool.map(check, range(len(names))) for problem in found]
+        found = list(pool.map(check, range(len(names))))
+    flat = {name: n for name, (_, n) in zip(names, found, strict=True) if n}
+    chunks = len(names) * (len(rows.chunks_of_voxels()) + 1)
+    return Verification([p for problems, _ in found for p in problems], len(names), chunks, flat)
 
 
-def _check_subject(rows: StoredRows, row: int, name: str, n_time: int) -> list[Problem]:
+def _check_subject(rows: StoredRows, row: int, name: str, n_time: int) -> tuple[list[Problem], int]:
     problems: list[Problem] = []
+    norm = None
     try:
         norm = rows.norm(row)
         if not np.isfinite(norm).all() or (norm < 0).any():
             problems.append(Problem(name, f"bold_norm {row}/0", "norms that are NaN, infinite or negative"))
     except StoreError as error:
-        norm = None
         problems.append(Problem(name, f"bold_norm {row}/0", _reason(error)))
     for number, voxels in enumerate(rows.chunks_of_voxels()):
         chunk = f"bold {row}/{number}/0"
@@ -110,12 +146,10 @@ def _check_subject(rows: StoredRows, row: int, name: str, n_time: int) -> list[P
             problems.append(Problem(name, chunk, _reason(error)))
             continue
         problems += [Problem(name, chunk, what) for what in _flaws(values, norm, voxels, n_time)]
-    return problems
+    return problems, 0 if norm is None else int((norm == 0).sum())
 
 
-def _flaws(
-    values: NDArray[np.float32], norm: NDArray[np.float32] | None, voxels: slice, n_time: int
-) -> list[str]:
+def _flaws(values: NDArray[np.float32], norm: NDArray[np.float32] | None, voxels: slice, n_time: int) -> list[str]:
     if not np.isfinite(values).all():
         return [f"NaN or infinite values in {int((~np.isfinite(values)).any(axis=1).sum())} rows"]
     found = []

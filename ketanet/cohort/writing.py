@@ -1,6 +1,7 @@
 """Writing a cohort: begin, write subjects in any order from anywhere, finish.
 
-Everything goes into ``<store>.partial`` beside the store, which is moved into place when the last subject is in, so a store either
+Everything goes into ``<store>.partial`` beside the store, which is moved into place when the last subject is in, so
+a store either
 is complete or does not exist. A subject counts once its record is there; run again, only the others are written.
 """
 
@@ -70,9 +71,7 @@ class CohortPlan:
     def __post_init__(self) -> None:
         spec.choice(self.dtype, ("int16", "float32"), "dtype")
         if len(self.subjects) < MIN_SUBJECTS:
-            raise InputError(
-                f"a cohort needs at least {MIN_SUBJECTS} subjects; {len(self.subjects)} can be used here"
-            )
+            raise InputError(f"a cohort needs at least {MIN_SUBJECTS} subjects; {len(self.subjects)} can be used here")
         seen: set[str] = set()
         for subject in self.subjects:
             if subject.id in seen:

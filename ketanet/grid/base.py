@@ -172,7 +172,8 @@ class Grid(ABC):
             Positions in mm.
         radius_mm : float
         rule : {"fcnm", "mm"}
-            ``fcnm``, as the published scripts do: the coordinate goes to its nearest voxel (halves away from zero, before
+            ``fcnm``, as the published scripts do: the coordinate goes to its nearest voxel (halves away from zero,
+            before
             the origin is added), the radius is rounded to whole voxels. ``mm``: voxels whose centre lies within the
             radius of the exact coordinate, and the voxel that holds it.
 

@@ -55,7 +55,7 @@ def load_image(path: str | os.PathLike[str], *, ndim: int | None = None) -> Any:
     return image
 
 
-def read_values(image: Any, *, dtype: DTypeLike = None) -> NDArray[Any]:
+def read_values(image: Any, *, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """Values of an opened image, scaled as its header says; trailing dimensions of one are dropped.
 
     Raises
@@ -69,7 +69,7 @@ def read_values(image: Any, *, dtype: DTypeLike = None) -> NDArray[Any]:
         raise InputError(f"{image.get_filename()}: truncated or damaged ({_first_line(error)})") from error
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    return values if dtype is None else values.astype(dtype, copy=False)
+    return np.asarray(values, dtype)
 
 
 def save_image(path: str | os.PathLike[str], values: ArrayLike, affine: NDArray[np.float64]) -> None:

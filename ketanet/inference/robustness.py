@@ -11,7 +11,7 @@ import xarray as xr
 
 from ketanet.grid import Grid, grid_from_attrs
 from ketanet.inference.comparison import compare_maps
-from ketanet.overlap import overlap
+from ketanet.networks import overlap
 
 COLUMNS = ["cohort", "direction", "analysis", "parameter", "voxels", "dice", "spatial_r"]
 
@@ -53,6 +53,7 @@ def robustness_table(
     for cohort in networks["cohort"].values:
         main = networks.sel(cohort=cohort)
         own = group.sel(cohort=cohort)
+        variants: list[tuple[str, str, xr.Dataset, dict[str, Any]]]
         variants = [("radius", f"{radius:g}", maps.sel(cohort=cohort), {}) for radius, maps in (radii or {}).items()]
         variants += [("at_least", f"{share:g}", own, {"at_least": share}) for share in at_least]
         if leave_one_study_out:
@@ -64,7 +65,12 @@ def robustness_table(
     discovery = networks.isel(cohort=0)
     for cohort in networks["cohort"].values[1:]:
         rows += _compare(
-            str(discovery["cohort"].item()), "cohort", str(cohort), discovery, networks.sel(cohort=cohort), grid
+            str(discovery["cohort"].item()),
+            "cohort",
+            str(cohort),
+            discovery,
+            networks.sel(cohort=cohort),
+            grid,
         )
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -83,7 +89,11 @@ def _compare(
     for direction in variant["direction"].values:
         a, b = main.sel(direction=direction), variant.sel(direction=direction)
         found = compare_maps(
-            a["network"].values, b["network"].values, a["probability"].values, b["probability"].values, grid.painted
+            a["network"].values,
+            b["network"].values,
+            a["probability"].values,
+            b["probability"].values,
+            grid.painted,
         )
         yield {
             "cohort": cohort,

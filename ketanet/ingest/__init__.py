@@ -2,7 +2,7 @@
 
 from ketanet.ingest.nifti import NiftiSource
 from ketanet.ingest.parcels import ParcelSource
-from ketanet.ingest.run import ingest
+from ketanet.ingest.run import ingest_cohort
 from ketanet.ingest.source import Record, Scan, Source
 
-__all__ = ["NiftiSource", "ParcelSource", "Record", "Scan", "Source", "ingest"]
+__all__ = ["NiftiSource", "ParcelSource", "Record", "Scan", "Source", "ingest_cohort"]

@@ -28,7 +28,8 @@ class ParcelSource:
     Parameters
     ----------
     series : path
-        An ``.npz`` with ``ts`` (all frames, parcel), ``length`` (subject,), ``subject`` (subject,) and ``tr`` in s, people
+        An ``.npz`` with ``ts`` (all frames, parcel), ``length`` (subject,), ``subject`` (subject,) and ``tr`` in s,
+        people
         one after another; or a folder with one TSV or CSV (time, parcel) per subject, with or without a header line.
     atlas : path
         Label image; column i belongs to its i-th label in increasing order.
@@ -123,8 +124,8 @@ class ParcelSource:
         self._check_columns(arrays["ts"].shape[-1], self.series)
         if arrays["ts"].ndim != 2 or lengths.sum() != len(arrays["ts"]) or len(lengths) != len(arrays["subject"]):
             raise InputError(
-                f"{self.series}: {len(arrays['ts'])} frames of {len(arrays['subject'])} subjects do not fit the lengths "
-                f"(sum {lengths.sum()}, {len(lengths)} entries)"
+                f"{self.series}: {len(arrays['ts'])} frames of {len(arrays['subject'])} subjects do not fit "
+                f"the lengths (sum {lengths.sum()}, {len(lengths)} entries)"
             )
         tr = self.tr if self.tr is not None else (float(arrays["tr"]) if "tr" in arrays else None)
         ends = np.cumsum(lengths)

@@ -41,7 +41,7 @@ class _Reader:
         return Series(values, magnitude, self.source.facts(record))
 
 
-def ingest(
+def ingest_cohort(
     source: Source,
     path: str | os.PathLike[str],
     *,
@@ -91,9 +91,7 @@ def ingest(
     columns = _participants(participants, [r.subject for r in scan.records]) if participants else {}
     records = _without_excluded(scan, columns, exclude)
     subjects = [Subject(r.subject, r.n_time, r.tr, columns.get(r.subject, {})) for r in records]
-    plan = CohortPlan(
-        source.grid, subjects, dtype, compress, provenance=_provenance(source, global_signal, exclude)
-    )
+    plan = CohortPlan(source.grid, subjects, dtype, compress, provenance=_provenance(source, global_signal, exclude))
     writer = CohortWriter(path, plan)
     writer.begin()
     skipped = fill(writer, _Reader(source, tuple(records), global_signal), skip_bad=skip_bad)
@@ -145,9 +143,7 @@ def _participants(path: str | os.PathLike[str], subjects: list[str]) -> Mapping[
     return {s: dict(rows.get(s.removeprefix("sub-"), empty)) for s in subjects}
 
 
-def _without_excluded(
-    scan: Scan, columns: Mapping[str, Mapping[str, Any]], exclude: str | None
-) -> list[Record]:
+def _without_excluded(scan: Scan, columns: Mapping[str, Mapping[str, Any]], exclude: str | None) -> list[Record]:
     if exclude is None:
         return scan.records
     names = list(dict.fromkeys(name for row in columns.values() for name in row))

@@ -17,7 +17,8 @@ from ketanet.kernels.rows import decode
 from ketanet.spec import INT16_SCALE, R_LIMIT
 
 TILE = 1024
-"""Voxels per tile: 1,024 x 200 frames of float32 are 0.8 MB, which stay in the L2 cache; 4,096 are slower (measured)."""
+"""Voxels per tile: 1,024 x 200 frames of float32 are 0.8 MB, which stay in the L2 cache; 4,096 are slower
+(measured)."""
 
 Stored: TypeAlias = NDArray[np.int16] | NDArray[np.float32]
 Weights: TypeAlias = sparse.csr_array
@@ -39,7 +40,8 @@ class Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of two disjoint groups of subjects (Chan et al. 1983, doi 10.1080/00031305.1983.10483115)."""
+    """Moments of the union of two disjoint groups of subjects (Chan et al. 1983, doi
+    10.1080/00031305.1983.10483115)."""
     n = a.n + b.n
     share = np.divide(b.n, n, out=np.zeros(n.shape), where=n > 0)
     delta = b.mean - a.mean
@@ -94,17 +96,15 @@ def _first_component(weights: Weights, rows: NDArray[np.float64]) -> NDArray[np.
     """First principal component (time,) of one seed's rows, each scaled by the root of its weight."""
     inside = weights.indices
     scaled = np.sqrt(np.abs(weights.data))[:, None] * rows[inside]
-    values, vectors = np.linalg.eigh(scaled @ scaled.T)
+    _, vectors = np.linalg.eigh(scaled @ scaled.T)
     course = vectors[:, -1] @ scaled
     return np.asarray(course if course @ scaled.sum(axis=0) >= 0 else -course)
 
 
 def correlate(signals: NDArray[np.float32], tile: Stored) -> NDArray[np.float32]:
     """Pearson r (seed, voxel) of seed signals (seed, time) with the rows of a tile (voxel, time), clipped below one."""
-    if tile.dtype == np.int16:
-        r = (signals * np.float32(INT16_SCALE)) @ tile.astype(np.float32).T
-    else:
-        r = signals @ tile.T
+    scale = np.float32(INT16_SCALE) if tile.dtype == np.int16 else np.float32(1)
+    r = np.asarray((signals * scale) @ tile.astype(np.float32, copy=False).T, np.float32)
     return np.clip(r, -np.float32(R_LIMIT), np.float32(R_LIMIT), out=r)
 
 
@@ -117,9 +117,7 @@ def fisher_z(r: NDArray[np.float32]) -> NDArray[np.float32]:
     return z
 
 
-def z_map(
-    stored: Stored, norm: NDArray[np.float32], weights: Weights, signal: str = "mean"
-) -> NDArray[np.float32]:
+def z_map(stored: Stored, norm: NDArray[np.float32], weights: Weights, signal: str = "mean") -> NDArray[np.float32]:
     """Fisher z (seed, voxel) of one subject; NaN where seed or voxel has no signal."""
     signals = seed_signals(stored, norm, weights, signal)
     out = np.empty((len(signals), len(stored)), np.float32)

@@ -69,7 +69,7 @@ def regress_global(series: Float) -> NDArray[np.float64]:
     float64 array (voxel, time)
         Centred residuals. Rows without signal take no part in the mean.
     """
-    rows = series - series.mean(axis=1, dtype=np.float64, keepdims=True)
+    rows: NDArray[np.float64] = series - series.mean(axis=1, dtype=np.float64, keepdims=True)
     has_signal = np.ptp(series, axis=1) > _FLAT * np.abs(series).max(axis=1)
     if has_signal.any():
         course = rows[has_signal].mean(axis=0)
@@ -82,8 +82,8 @@ def regress_global(series: Float) -> NDArray[np.float64]:
 def quantise(rows: NDArray[np.float32]) -> NDArray[np.int16]:
     """Unit rows as int16 (scale 1/32767) whose decoded norm is still one.
 
-    Plain rounding leaves the norm of a row off by about 1e-5, and with it every correlation. Moving a few entries by one
-    unit brings it back to within 2e-7, at no cost when the rows are read.
+    Plain rounding leaves the norm of a row off by about 1e-5, and with it every correlation. Moving a few entries by
+    one unit brings it back to within 2e-7, at no cost when the rows are read.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ def log10_p(t: NDArray[np.float64], df: NDArray[np.float64], tail: str) -> NDArr
     """log10 of the p of t: P(T > t) for tail ``"positive"``, 2 P(T > |t|) for ``"two-sided"``."""
     if tail == "positive":
         return log10_survival(t, df)
-    return np.minimum(log10_survival(np.abs(t), df) + np.log10(2.0), 0.0)
+    return np.asarray(np.minimum(log10_survival(np.abs(t), df) + np.log10(2.0), 0.0))
 
 
 def adjust(log_p: NDArray[np.float64], t: NDArray[np.float64], correction: str) -> NDArray[np.float64]:

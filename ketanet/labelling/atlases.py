@@ -114,7 +114,5 @@ def _grid_of(given: Grid | xr.Dataset) -> Grid:
         return given
     attrs = getattr(given, "attrs", {})
     if "grid" not in attrs:
-        raise InputError(
-            f"an atlas needs a grid or a dataset that carries one; this {type(given).__name__} has none"
-        )
+        raise InputError(f"an atlas needs a grid or a dataset that carries one; this {type(given).__name__} has none")
     return grid_from_attrs(attrs["grid"])

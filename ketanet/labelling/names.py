@@ -114,9 +114,7 @@ def _from_text(path: Path, lines: list[str]) -> dict[int, Name]:
     return found
 
 
-def _add(
-    found: dict[int, Name], path: Path, line: int, index: str, name: str, network: str | None = None
-) -> None:
+def _add(found: dict[int, Name], path: Path, line: int, index: str, name: str, network: str | None = None) -> None:
     try:
         label = int(index)
     except ValueError:

@@ -31,8 +31,7 @@ SEITZMAN_RADIUS_MM = 8.0
 
 _ENTRY_KEYS = ("file", "names", "network")
 _OFFLINE = (
-    "set [labels] atlas to files of yours (a NIfTI with a table of names), "
-    "or to seitzman300, which needs no network"
+    "set [labels] atlas to files of yours (a NIfTI with a table of names), or to seitzman300, which needs no network"
 )
 
 
@@ -189,9 +188,7 @@ def _from_image(
 
 def _whole_labels(values: NDArray[Any], path: Path) -> NDArray[np.int32]:
     if values.dtype.kind not in "buif":
-        raise InputError(
-            f"{path}: an atlas holds whole-number labels; this image holds {values.dtype} values"
-        )
+        raise InputError(f"{path}: an atlas holds whole-number labels; this image holds {values.dtype} values")
     if values.dtype.kind == "f":
         rounded = np.rint(values)
         # a scaled image may hold 2.9999998 for label 3
@@ -203,9 +200,7 @@ def _whole_labels(values: NDArray[Any], path: Path) -> NDArray[np.int32]:
             )
         values = rounded
     if values.min() < 0 or values.max() > np.iinfo(np.int32).max:
-        raise InputError(
-            f"{path}: labels span {values.min():g} to {values.max():g}; they must be whole numbers >= 0"
-        )
+        raise InputError(f"{path}: labels span {values.min():g} to {values.max():g}; they must be whole numbers >= 0")
     if not values.any():
         raise InputError(f"{path}: the atlas image holds no label above zero")
     return values.astype(np.int32)
@@ -215,9 +210,7 @@ def _yeo7(lattice: Lattice) -> Regions:
     """The seven cortical networks, liberal mask, 1 mm (Yeo et al. 2011, doi 10.1152/jn.00338.2011)."""
     from nilearn import datasets
 
-    fetched = _fetch(
-        "yeo7", lambda: datasets.fetch_atlas_yeo_2011(n_networks=7, thickness="thick", verbose=0)
-    )
+    fetched = _fetch("yeo7", lambda: datasets.fetch_atlas_yeo_2011(n_networks=7, thickness="thick", verbose=0))
     source = _file_source(fetched.maps) | {
         "name": "yeo7",
         "reference": "Yeo et al. 2011, doi 10.1152/jn.00338.2011",
@@ -232,9 +225,7 @@ def _subcortical(lattice: Lattice) -> Regions:
     """
     from nilearn import datasets
 
-    fetched = _fetch(
-        "subcortical", lambda: datasets.fetch_atlas_harvard_oxford("sub-maxprob-thr25-2mm", verbose=0)
-    )
+    fetched = _fetch("subcortical", lambda: datasets.fetch_atlas_harvard_oxford("sub-maxprob-thr25-2mm", verbose=0))
     table = {
         label: Name(name, "Subcortical")
         for label, name in enumerate(fetched.labels)

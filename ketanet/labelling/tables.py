@@ -35,9 +35,7 @@ NO_REGION = "none"
 _GRAZES = 0.1
 
 
-def canonical_shares(
-    networks: xr.Dataset, atlas: xr.Dataset, *, tested: ArrayLike | None = None
-) -> pd.DataFrame:
+def canonical_shares(networks: xr.Dataset, atlas: xr.Dataset, *, tested: ArrayLike | None = None) -> pd.DataFrame:
     """How much of each canonical network the networks cover.
 
     Parameters
@@ -92,9 +90,7 @@ def label(networks: xr.Dataset, atlas: xr.Dataset) -> pd.DataFrame:
     return canonical_shares(networks, atlas)
 
 
-def cluster_table(
-    networks: xr.Dataset, atlas: xr.Dataset, grid: Grid, *, connectivity: int = 18
-) -> pd.DataFrame:
+def cluster_table(networks: xr.Dataset, atlas: xr.Dataset, grid: Grid, *, connectivity: int = 18) -> pd.DataFrame:
     """Clusters of the networks, largest first, with peak, centre of mass and region.
 
     Parameters
@@ -233,8 +229,7 @@ def _tested_array(tested: ArrayLike, n_voxels: int) -> NDArray[np.bool_]:
     array = np.asarray(tested)
     if array.shape != (n_voxels,) or array.dtype != np.bool_:
         raise InputError(
-            f"tested is a {array.dtype} array of shape {array.shape}; "
-            f"a boolean one of shape ({n_voxels},) is needed"
+            f"tested is a {array.dtype} array of shape {array.shape}; a boolean one of shape ({n_voxels},) is needed"
         )
     return array
 
@@ -259,9 +254,7 @@ def _region_of_elements(atlas: xr.Dataset, grid: Grid) -> NDArray[Any]:
     return np.where((held > 0) & (held >= _GRAZES * grid.painted), names[most], NO_REGION)
 
 
-def _row(
-    grid: Grid, voxels: int, peak: NDArray[np.float64], value: float, com: NDArray[np.float64]
-) -> dict[str, Any]:
+def _row(grid: Grid, voxels: int, peak: NDArray[np.float64], value: float, com: NDArray[np.float64]) -> dict[str, Any]:
     numbers = (*map(float, peak), float(value), *map(float, com))
     row: dict[str, Any] = {"voxels": int(voxels), "volume_mm3": round(voxels * grid.voxel_volume, 3)}
     return row | dict(zip(CLUSTER_COLUMNS[3:10], numbers, strict=True))
@@ -294,9 +287,7 @@ def _nearest(at: NDArray[np.float64], point: NDArray[np.float64]) -> int:
     return int(np.argmin(np.round(((at - point) ** 2).sum(axis=1), 6)))
 
 
-def _parcel_rows(
-    grid: Grid, network: NDArray[Any], probability: NDArray[Any]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parcel_rows(grid: Grid, network: NDArray[Any], probability: NDArray[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Element and row of every parcel of the network, the most probable first."""
     members = np.flatnonzero(network)
     for parcel in members[np.lexsort((members, -grid.painted[members], -probability[members]))]:

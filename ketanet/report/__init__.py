@@ -1,6 +1,6 @@
-"""The report of a study."""
-from pathlib import Path
+"""The report of a study and its pictures, made of what a results folder holds."""
 
+from ketanet.report.page import write_report
+from ketanet.report.pictures import network_picture
 
-def write_report(folder):
-    (Path(folder) / "report.html").write_text("placeholder")
+__all__ = ["network_picture", "write_report"]

@@ -149,9 +149,7 @@ def seed_weights(seeds: xr.Dataset) -> sparse.csr_array:
     rows, columns = seeds["entry_seed"].to_numpy(), seeds["entry_voxel"].to_numpy()
     counts = np.bincount(rows, minlength=seeds.sizes["seed"])
     if not np.array_equal(counts, seeds["n_voxels"].to_numpy()) or (columns >= grid.n_voxels).any():
-        raise InputError(
-            "the entries of these seeds do not match n_voxels; subset the coordinates, not the seeds"
-        )
+        raise InputError("the entries of these seeds do not match n_voxels; subset the coordinates, not the seeds")
     shape = (seeds.sizes["seed"], grid.n_voxels)
     weights = sparse.csr_array((seeds["weight"].to_numpy().astype(np.float64), (rows, columns)), shape=shape)
     weights.sum_duplicates()

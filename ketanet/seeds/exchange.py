@@ -25,9 +25,7 @@ def read_sleuth(path: Path, given: Given) -> list[dict[str, Any]]:
     """
     lines = read_text(path).splitlines()
     if not any(line.lstrip().startswith("//") for line in lines):
-        raise InputError(
-            f"{path}: not a Sleuth file (no line starts with //); a table is called .tsv or .csv"
-        )
+        raise InputError(f"{path}: not a Sleuth file (no line starts with //); a table is called .tsv or .csv")
     direction = given.direction_of(None, str(path))
     space: Any = None
     heading: list[str] = []
@@ -52,9 +50,7 @@ def read_sleuth(path: Path, given: Given) -> list[dict[str, Any]]:
             if facts is None:
                 study, contrast = _experiment(heading, where)
                 if (study, contrast) in seen:
-                    raise InputError(
-                        f"{where}: a second experiment is called {heading[0]!r}; name them apart"
-                    )
+                    raise InputError(f"{where}: a second experiment is called {heading[0]!r}; name them apart")
                 seen.add((study, contrast))
                 facts = {"source_study": study, "contrast": contrast, "direction": direction, "n": n}
                 facts["space"] = given.space_of(space, f"{where}, //Reference=")
@@ -82,10 +78,7 @@ def _subjects(text: str, where: str) -> int:
 def _position(values: list[Any], where: str) -> dict[str, float]:
     if len(values) != 3:
         raise InputError(f"{where}: {len(values)} values, expected three: x y z")
-    return {
-        axis: coordinate_of(value, f"{where}, column {axis}")
-        for axis, value in zip("xyz", values, strict=True)
-    }
+    return {axis: coordinate_of(value, f"{where}, column {axis}") for axis, value in zip("xyz", values, strict=True)}
 
 
 def read_json(path: Path, given: Given) -> list[dict[str, Any]]:
@@ -107,12 +100,8 @@ def read_json(path: Path, given: Given) -> list[dict[str, Any]]:
         raise InputError(f"{path}: no coordinates in it")
     if len(filled) < len(contrasts):
         empty = [f"{study} {contrast}" for study, contrast, _, points in contrasts if not points]
-        warnings.warn(
-            f"{path}: left out, without coordinates: {', '.join(empty)}", KetanetWarning, stacklevel=3
-        )
-    unknown = {
-        study for study, _, _, points in filled for space, _ in points if not given.states_space(space)
-    }
+        warnings.warn(f"{path}: left out, without coordinates: {', '.join(empty)}", KetanetWarning, stacklevel=3)
+    unknown = {study for study, _, _, points in filled for space, _ in points if not given.states_space(space)}
     if unknown:
         raise InputError(
             f"{path}: the space of {', '.join(sorted(unknown))} is unknown; set it in the file (MNI or TAL), "

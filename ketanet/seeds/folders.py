@@ -18,9 +18,7 @@ def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(
         entry
         for entry in folder.iterdir()
-        if entry.name.lower().endswith(suffixes)
-        and entry.is_file()
-        and not entry.name.startswith((".", "~$"))
+        if entry.name.lower().endswith(suffixes) and entry.is_file() and not entry.name.startswith((".", "~$"))
     )
 
 
@@ -52,9 +50,7 @@ def files_by_direction(
     if not holding:
         advice = "no direction is stated: put them in sub-folders named after it, or set it with direction="
         raise InputError(
-            f"{folder}: {advice}"
-            if files_in(folder, suffixes)
-            else f"{folder}: no {what} ({' '.join(suffixes)}) in it"
+            f"{folder}: {advice}" if files_in(folder, suffixes) else f"{folder}: no {what} ({' '.join(suffixes)}) in it"
         )
     return [(name, files_in(folder / name, suffixes)) for name in wanted]
 
@@ -74,9 +70,7 @@ def read_folder(folder: Path, given: Given) -> list[dict[str, Any]]:
             facts = {"contrast": file.stem, "direction": direction} | about[file]
             key = (facts["source_study"], file.stem, direction)
             if key in seen:
-                raise InputError(
-                    f"{file}: the same contrast as {seen[key].name}; rename or remove one of them"
-                )
+                raise InputError(f"{file}: the same contrast as {seen[key].name}; rename or remove one of them")
             seen[key] = file
             records += [facts | row for row in _read_contrast(file)]
     return records

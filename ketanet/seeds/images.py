@@ -77,9 +77,7 @@ def _facts(file: Path, direction: str) -> dict[str, Any]:
 def _found(folder: Path, given: Given) -> list[dict[str, Any]]:
     """Images of a folder without ``seeds.tsv``."""
     direct = files_in(folder, NIFTI)
-    alone = given.directions is None and not any(
-        files_in(sub, NIFTI) for sub in folder.iterdir() if sub.is_dir()
-    )
+    alone = given.directions is None and not any(files_in(sub, NIFTI) for sub in folder.iterdir() if sub.is_dir())
     if direct and (given.direction is not None or alone):
         groups = [(given.direction or "", direct)]
     else:
@@ -93,9 +91,7 @@ def _listed(folder: Path, given: Given) -> list[dict[str, Any]]:
     (_, header), *rows = read_sheet(listing)
     absent = [name for name in ("file", "source_study", "contrast", "direction") if name not in header]
     if absent:
-        raise InputError(
-            f"{listing}: column {', '.join(absent)} is missing; remove the file to read the images alone"
-        )
+        raise InputError(f"{listing}: column {', '.join(absent)} is missing; remove the file to read the images alone")
     about = []
     for number, cells in rows:
         where = f"{listing}, row {number}"
@@ -105,13 +101,9 @@ def _listed(folder: Path, given: Given) -> list[dict[str, Any]]:
             "file": folder / name_of(cell.get("file"), f"{where}, column file"),
             "source_study": name_of(cell.get("source_study"), f"{where}, column source_study"),
             "contrast": name_of(cell.get("contrast"), f"{where}, column contrast"),
-            "direction": label
-            if given.directions is None
-            else given.direction_of(label, f"{where}, column direction"),
+            "direction": label if given.directions is None else given.direction_of(label, f"{where}, column direction"),
         }
-        counts = {
-            name: _count(cell.get(name), f"{where}, column {name}") for name in ("n_coordinates", "n_outside")
-        }
+        counts = {name: _count(cell.get(name), f"{where}, column {name}") for name in ("n_coordinates", "n_outside")}
         about.append(facts | counts)
     unlisted = set(files_in(folder, NIFTI)) - {facts["file"] for facts in about}
     if unlisted:
@@ -131,9 +123,7 @@ def _refuse_same_name(about: Sequence[dict[str, Any]]) -> None:
     for facts in about:
         key = (facts["source_study"], facts["contrast"], facts["direction"])
         if key in seen:
-            raise InputError(
-                f"{facts['file']}: the same study, contrast and direction as {seen[key]}; rename one"
-            )
+            raise InputError(f"{facts['file']}: the same study, contrast and direction as {seen[key]}; rename one")
         seen[key] = facts["file"]
 
 

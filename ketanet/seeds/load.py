@@ -57,9 +57,7 @@ def load_seeds(
         images, tables = (any(files_in(folder, kind) for folder in folders) for kind in (NIFTI, EXCEL))
         if images == tables:
             state = "both" if images else "neither"
-            raise InputError(
-                f"{path}: the folder holds {state} NIfTI images and Excel files; one kind is needed"
-            )
+            raise InputError(f"{path}: the folder holds {state} NIfTI images and Excel files; one kind is needed")
     if images:
         return seeds_from_images(path, grid, directions=directions, direction=direction)
     return seeds_from_coordinates(

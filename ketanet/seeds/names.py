@@ -22,9 +22,7 @@ def seed_names(keys: Sequence[tuple[str, str, str]]) -> list[str]:
     plain = [_plain(*key) for key in keys]
     taken = Counter(name.casefold() for name in plain)
     return [
-        name
-        if taken[name.casefold()] == 1 and len(name) <= _LONGEST
-        else name[: _LONGEST - _DIGEST] + _digest(key)
+        name if taken[name.casefold()] == 1 and len(name) <= _LONGEST else name[: _LONGEST - _DIGEST] + _digest(key)
         for name, key in zip(plain, keys, strict=True)
     ]
 

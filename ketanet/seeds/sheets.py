@@ -79,9 +79,7 @@ def _delimited_rows(path: Path) -> list[Row]:
             rows.append((first, list(cells)))
             first = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(
-            f"{path}, row {first}: not a readable table ({error}); check the quotation marks"
-        ) from error
+        raise InputError(f"{path}, row {first}: not a readable table ({error}); check the quotation marks") from error
     return rows
 
 
@@ -97,9 +95,7 @@ def _excel_rows(path: Path) -> list[Row]:
     try:
         cells = reader(content)
     except Exception as error:  # the two readers raise whatever a damaged file makes them stumble over
-        raise InputError(
-            f"{path}: truncated or damaged Excel file ({type(error).__name__}); save it again"
-        ) from error
+        raise InputError(f"{path}: truncated or damaged Excel file ({type(error).__name__}); save it again") from error
     return list(enumerate(cells, start=1))
 
 

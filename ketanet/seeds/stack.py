@@ -24,9 +24,7 @@ def stack_seeds(sets: Sequence[xr.Dataset]) -> xr.Dataset:
             [s["entry_seed"].values + offset for s, offset in zip(sets, offsets, strict=False)]
         ).astype(np.int32),
     }
-    shared = [
-        str(name) for name, values in sets[0].coords.items() if values.dims == ("seed",) and name != "seed"
-    ]
+    shared = [str(name) for name, values in sets[0].coords.items() if values.dims == ("seed",) and name != "seed"]
     coords = {name: ("seed", np.concatenate([s[name].values for s in sets])) for name in shared}
     names = [f"{name}set{number}" for number, s in enumerate(sets) for name in s["seed"].values]
     return xr.Dataset(

@@ -146,9 +146,7 @@ def _check_header(names: list[str], given: Given, source: str) -> None:
     if twice:
         raise InputError(f"{source}: column {', '.join(twice)} stands twice in the header")
     absent = [name for name in COLUMNS if name not in named]
-    absent = [
-        name for name in absent if not (name in ("direction", "space") and getattr(given, name) is not None)
-    ]
+    absent = [name for name in absent if not (name in ("direction", "space") and getattr(given, name) is not None)]
     if absent:
         raise InputError(
             f"{source}: column {', '.join(absent)} is missing; the header needs {', '.join(COLUMNS)} "

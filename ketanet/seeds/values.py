@@ -64,9 +64,7 @@ def coordinate_of(value: Any, where: str) -> float:
     elif isinstance(value, Real) and not isinstance(value, bool):
         number = float(value)
     if number is None:
-        raise InputError(
-            f"{where}: {str(value)!r} is not a number; a coordinate is a number in mm, such as -12.5"
-        )
+        raise InputError(f"{where}: {str(value)!r} is not a number; a coordinate is a number in mm, such as -12.5")
     if not abs(number) <= LIMIT_MM:
         raise InputError(
             f"{where}: {number:g} mm lies outside any head; allowed: {-LIMIT_MM:g} to {LIMIT_MM:g} "
@@ -114,9 +112,7 @@ class Given:
         text = as_text(value) or (self.direction or "")
         allowed = ", ".join(self.directions or ()) or "any label"
         if not text:
-            raise InputError(
-                f"{where}: no direction is stated; allowed: {allowed} (direction= sets it where none is)"
-            )
+            raise InputError(f"{where}: no direction is stated; allowed: {allowed} (direction= sets it where none is)")
         if self.directions is not None and text not in self.directions:
             raise InputError(f"{where}: direction is {text!r}; allowed: {allowed}")
         return text

@@ -17,6 +17,7 @@ from ketanet.study.run import run_study
 
 log = logging.getLogger("ketanet")
 
+STUDY = Path(__file__).with_name("demo.toml")
 PLANTED = {"increase": "CinguloOpercular", "decrease": "DefaultMode"}
 HEALTHY, PATIENTS, FRAMES, SEED = 40, 20, 120, 2026
 
@@ -33,15 +34,13 @@ class DemoResult:
         return self.folder / "report.html"
 
 
-def run_demo(out: str | os.PathLike[str], study: str | os.PathLike[str]) -> DemoResult:
+def run_demo(out: str | os.PathLike[str]) -> DemoResult:
     """Simulate two cohorts and a coordinate table, run a study on them, compare with the truth.
 
     Parameters
     ----------
     out : path
         Folder to fill: ``inputs/`` and ``results/``. Cohorts that are there already are used again.
-    study : path
-        The study file; its cohorts are ``healthy.zarr`` and ``patients.zarr``, its coordinates ``coordinates.tsv``.
 
     Returns
     -------
@@ -50,16 +49,23 @@ def run_demo(out: str | os.PathLike[str], study: str | os.PathLike[str]) -> Demo
     inputs, results = Path(out) / "inputs", Path(out) / "results"
     inputs.mkdir(parents=True, exist_ok=True)
     grid = demo_grid()
-    for name, people, strength, seed in (("healthy", HEALTHY, 0.7, SEED), ("patients", PATIENTS, 0.6, SEED + 1)):
+    for name, people, strength, seed in (
+        ("healthy", HEALTHY, 0.7, SEED),
+        ("patients", PATIENTS, 0.6, SEED + 1),
+    ):
         if not (inputs / f"{name}.zarr").exists():
             log.info("simulating %d %s, %d frames, %d voxels", people, name, FRAMES, grid.n_voxels)
             simulate_cohort(
-                inputs / f"{name}.zarr", subjects=people, grid=grid, frames=FRAMES, seed=seed, strength=strength
+                inputs / f"{name}.zarr",
+                subjects=people,
+                grid=grid,
+                frames=FRAMES,
+                seed=seed,
+                strength=strength,
             )
     table = simulate_coordinates(grid, PLANTED, seed=SEED)
     table.to_csv(inputs / "coordinates.tsv", sep="\t", index=False)
-    if Path(study).resolve() != (inputs / "study.toml").resolve():
-        shutil.copyfile(study, inputs / "study.toml")
+    shutil.copyfile(STUDY, inputs / "study.toml")
     run_study(inputs / "study.toml", results)
     networks = open_results(results / "networks.zarr").compute()
     rows = []

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import xarray as xr
 
-from ketanet.files import new_folder, write_text
+from ketanet.files import new_folder
 from ketanet.grid import Grid
 
 CONTENTS = (
@@ -31,12 +30,6 @@ CONTENTS = (
 def file_label(name: str) -> str:
     """A name reduced to letters and digits, as BIDS entities want it."""
     return re.sub("[^A-Za-z0-9]", "", name)
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a TSV, missing values as n/a."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, table.to_csv(sep="\t", index=False, na_rep="n/a", float_format="%.6g", lineterminator="\n"))
 
 
 def write_maps(folder: Path, group: xr.Dataset, networks: xr.Dataset, grid: Grid) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from ketanet import __version__, labelling, spec
@@ -22,16 +23,16 @@ from ketanet.cohort import open_cohort, select
 from ketanet.compute import open_results, save, save_all
 from ketanet.connectivity import seed_maps
 from ketanet.errors import InputError, KetanetWarning
-from ketanet.files import disk_errors, write_text
+from ketanet.files import disk_errors, write_table, write_text
 from ketanet.grid import Grid, grid_from_attrs, require_same_grid
 from ketanet.group import one_sample, threshold
 from ketanet.inference import robustness_table
-from ketanet.overlap import overlap
+from ketanet.networks import overlap
 from ketanet.report import write_report
 from ketanet.seeds import load_seeds, seeds_table
 from ketanet.seeds.stack import stack_seeds
 from ketanet.study.ledger import Ledger, claim, digest
-from ketanet.study.outputs import CONTENTS, write_maps, write_table
+from ketanet.study.outputs import CONTENTS, write_maps
 from ketanet.study.settings import Study, load_study
 
 log = logging.getLogger("ketanet")
@@ -100,6 +101,32 @@ def run_study(path: str | os.PathLike[str], out: str | os.PathLike[str], *, forc
     return folder
 
 
+def study_summary(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """Result of a run in a few columns: cohort, direction, contrasts, subjects, voxels of the network, and the
+    canonical network it covers most."""
+    networks = open_results(Path(folder) / "networks.zarr").compute()
+    painted = grid_from_attrs(networks.attrs["grid"]).painted
+    shares = pd.read_csv(Path(folder) / "tables" / "canonical.tsv", sep="\t", dtype={"cohort": str, "direction": str})
+    rows = []
+    for cohort in networks["cohort"].values:
+        for direction in networks["direction"].values:
+            one = networks.sel(cohort=cohort, direction=direction)
+            own = shares[(shares["cohort"] == cohort) & (shares["direction"] == direction)]
+            best = own.loc[own["share"].idxmax()] if own["share"].notna().any() else None
+            rows.append(
+                {
+                    "cohort": str(cohort),
+                    "direction": str(direction),
+                    "contrasts": int(one["n_contrasts"]),
+                    "subjects": int(one["n_subjects"]),
+                    "voxels": int(painted[one["network"].values].sum()),
+                    "covers_most": "" if best is None else best["network"],
+                    "share": float("nan") if best is None else best["share"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def _open(study: Study) -> _Inputs:
     cohorts: dict[str, xr.Dataset] = {}
     grid: Grid | None = None
@@ -126,9 +153,7 @@ def _seeds(study: Study, grid: Grid) -> dict[float | None, xr.Dataset]:
     settings = study.seeds
 
     def load(radius: float) -> xr.Dataset:
-        return load_seeds(
-            study.coordinates, grid, radius_mm=radius, rule=settings.rule, directions=study.directions
-        )
+        return load_seeds(study.coordinates, grid, radius_mm=radius, rule=settings.rule, directions=study.directions)
 
     main = load(settings.radius_mm)
     sets: dict[float | None, xr.Dataset] = {None: main}
@@ -143,7 +168,10 @@ def _seeds(study: Study, grid: Grid) -> dict[float | None, xr.Dataset]:
 def _run(inputs: _Inputs, folder: Path, source: Path) -> None:
     study, ledger = inputs.study, Ledger(folder)
     write_text(folder / "study.toml", study.to_toml())
-    write_text(folder / ".bidsignore", "*.zarr\nmaps/\ntables/\nreport.html\nseeds.tsv\nstudy.toml\nprovenance.json\n")
+    write_text(
+        folder / ".bidsignore",
+        "*.zarr\nmaps/\ntables/\nreport.html\nseeds.tsv\nstudy.toml\nprovenance.json\n",
+    )
     write_table(folder / "seeds.tsv", seeds_table(inputs.main))
     ledger.record(_provenance(inputs, source))
     group_key = _group_stage(inputs, folder, ledger)
@@ -177,7 +205,7 @@ def _due(ledger: Ledger, stage: str, key: str, outputs: Any) -> bool:
 def _group_stage(inputs: _Inputs, folder: Path, ledger: Ledger) -> str:
     """Group maps of all cohorts and radii in one pass; with new test settings alone, from the stored t."""
     settings = inputs.study.group
-    test = {"tail": settings.tail, "correction": settings.correction, "alpha": settings.alpha}
+    test: dict[str, Any] = {"tail": settings.tail, "correction": settings.correction, "alpha": settings.alpha}
     paths = {
         radius: folder / ("group.zarr" if radius is None else f"group_radius-{radius:g}.zarr")
         for radius in inputs.seeds
@@ -235,7 +263,10 @@ def _group_maps(inputs: _Inputs, test: Mapping[str, Any]) -> dict[float | None, 
         part = slice(start, start + seeds.sizes["seed"])
         start = part.stop
         joined = xr.concat(
-            [w.isel(seed=part) for w in whole.values()], dim="cohort", combine_attrs="override", join="override"
+            [w.isel(seed=part) for w in whole.values()],
+            dim="cohort",
+            combine_attrs="override",
+            join="override",
         )
         own = {str(k): v for k, v in seeds.coords.items() if v.dims == ("seed",)}
         joined = joined.assign_coords(
@@ -284,7 +315,10 @@ def _subject_maps(inputs: _Inputs, folder: Path, ledger: Ledger, key: str) -> No
         with ledger.stage("subject_maps", key, names):
             for name, cohort in zip(names, inputs.cohorts.values(), strict=True):
                 maps = seed_maps(cohort, inputs.main, signal=inputs.study.seeds.signal)
-                save(maps.to_dataset().assign_attrs(kind="subject_maps", grid=cohort.attrs["grid"]), folder / name)
+                save(
+                    maps.to_dataset().assign_attrs(kind="subject_maps", grid=cohort.attrs["grid"]),
+                    folder / name,
+                )
 
 
 def _provenance(inputs: _Inputs, source: Path) -> dict[str, Any]:
@@ -314,5 +348,8 @@ def _provenance(inputs: _Inputs, source: Path) -> dict[str, Any]:
         },
         "cohorts": cohorts,
         "seeds": _seeds_digest(inputs.main),
-        "atlas": {"name": str(inputs.atlas.attrs.get("name", "")), "sources": inputs.atlas.attrs.get("sources", [])},
+        "atlas": {
+            "name": str(inputs.atlas.attrs.get("name", "")),
+            "sources": inputs.atlas.attrs.get("sources", []),
+        },
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -13,8 +14,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ketanet import spec
+from ketanet.compute import open_results
 from ketanet.errors import InputError
-from ketanet.grid import Grid, VolumeGrid, grid_from_attrs, load_image, read_values
+from ketanet.files import disk_errors
+from ketanet.grid import Grid, VolumeGrid, grid_from_attrs, load_image
 from ketanet.kernels.clusters import drop_small
 
 _TOUCH = 1e-9
@@ -81,10 +84,10 @@ def overlap(
         count = da.where(tested[chosen].any(axis=0), covers[chosen].sum(axis=0), -1).astype(np.int32)
         parts.append(_network_arrays(count, len(chosen), grid, settings))
         sizes.append(len(chosen))
-    data = {
-        v.name: (v.dims, da.stack([p[v.name] for p in parts]), v.attrs) for v in spec.NETWORKS
+    data = {v.name: (v.dims, da.stack([p[v.name] for p in parts]), v.attrs) for v in spec.NETWORKS}
+    kept = {
+        k: maps.attrs[k] for k in ("schema", "grid", "n_subjects", "tail", "correction", "alpha") if k in maps.attrs
     }
-    kept = {k: maps.attrs[k] for k in ("schema", "grid", "n_subjects", "tail", "correction", "alpha") if k in maps.attrs}
     extent = f"{min_cluster} voxels, {connectivity}-connectivity" if grid.has_extent else "off (parcel grid)"
     attrs = kept | {"kind": "networks", "at_least": at_least, "extent": extent, "sign": sign}
     coords = {"direction": np.array(wanted, object), "n_contrasts": ("direction", np.array(sizes, np.int32))}
@@ -131,15 +134,69 @@ def overlap_images(
     return grid, probability, network_of(count, len(paths), grid, at_least, min_cluster, connectivity)
 
 
-def threshold_image(
-    path: str | os.PathLike[str], *, at_least: float, min_cluster: int, connectivity: int
-) -> tuple[VolumeGrid, NDArray[np.bool_]]:
-    """Network of a stored probability image: its lattice as a grid, and a bool array (voxel,)."""
-    check_settings(at_least, min_cluster, connectivity)
-    image = load_image(path, ndim=3)
-    grid = VolumeGrid(np.ones(image.shape[:3], bool), image.affine)
-    values = np.nan_to_num(read_values(image, dtype=np.float64)).reshape(-1)
-    return grid, network_of(values, 1, grid, at_least, min_cluster, connectivity)
+def save_overlap(
+    maps: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    direction: str | None = None,
+    cohort: str | None = None,
+    at_least: float = 0.6,
+    min_cluster: int = 30,
+    connectivity: int = 18,
+) -> int:
+    """Write the thresholded probability map of a group store, or of NIfTI masks, as one image.
+
+    Parameters
+    ----------
+    maps : sequence of paths
+        One group store, or any number of masks.
+    out : path
+        NIfTI image to write: the probability where the network is, 0 elsewhere.
+    direction, cohort : str, optional
+        Which part of a group store, where it holds several.
+    at_least, min_cluster, connectivity
+        See :func:`overlap`.
+
+    Returns
+    -------
+    int
+        Image voxels in the network.
+
+    Raises
+    ------
+    InputError
+        As :func:`overlap` and :func:`overlap_images`, or the store holds several directions or cohorts and none is
+        named.
+    """
+    out = Path(out)
+    if not out.name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"{out}: the map is a NIfTI image; its name ends in .nii or .nii.gz")
+    settings: dict[str, Any] = {"at_least": at_least, "min_cluster": min_cluster, "connectivity": connectivity}
+    grid: Grid
+    if len(maps) == 1 and Path(maps[0]).is_dir():
+        group = _one_of(open_results(maps[0]), "cohort", cohort)
+        names = list(dict.fromkeys(str(d) for d in group["direction"].values))
+        if direction is None and len(names) > 1:
+            raise InputError(f"{maps[0]} holds the directions {', '.join(names)}; choose one with --direction")
+        made = overlap(group, directions=[direction or names[0]], **settings).isel(direction=0).compute()
+        grid = grid_from_attrs(group.attrs["grid"])
+        probability, network = made["probability"].values, made["network"].values
+    else:
+        grid, probability, network = overlap_images(maps, **settings)
+    with disk_errors(out):
+        grid.save(out, np.where(network, probability, 0).astype(np.float32))
+    return int(grid.painted[network].sum())
+
+
+def _one_of(group: xr.Dataset, dim: str, wanted: str | None) -> xr.Dataset:
+    """The named part of a dataset along a dimension it may not have."""
+    if dim not in group.dims:
+        return group
+    names = [str(n) for n in group[dim].values]
+    if wanted is None and len(names) > 1:
+        raise InputError(f"the store holds the {dim}s {', '.join(names)}; choose one with --{dim}")
+    chosen = names[0] if wanted is None else spec.choice(wanted, names, dim)
+    return group.isel({dim: names.index(chosen)})
 
 
 def network_of(

@@ -1,0 +1,432 @@
+"""The command line: every command parses, calls one library function and prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from ketanet import __version__
+from ketanet.errors import InputError, KetanetError, KetanetWarning
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="ketanet",
+    help="Functional connectivity network mapping: coordinates and a cohort in, labelled networks out.",
+    epilog="--debug, anywhere, shows the traceback of an error. Exit codes: 0 done, 1 failed, 2 bad input.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Rule(StrEnum):
+    fcnm = "fcnm"
+    mm = "mm"
+
+
+class Signal(StrEnum):
+    mean = "mean"
+    mean_standardised = "mean_standardised"
+    pc1 = "pc1"
+
+
+class Tail(StrEnum):
+    positive = "positive"
+    two_sided = "two-sided"
+
+
+class Correction(StrEnum):
+    fdr_bh_positive = "fdr_bh_positive"
+    fdr_bh = "fdr_bh"
+    fdr_by = "fdr_by"
+    bonferroni = "bonferroni"
+    none = "none"
+
+
+class SourceName(StrEnum):
+    nifti = "nifti"
+    parcels = "parcels"
+
+
+class Dtype(StrEnum):
+    int16 = "int16"
+    float32 = "float32"
+
+
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
+Cluster = Annotated[
+    str,
+    typer.Option("--cluster", help="threads, processes, or the address of a Dask scheduler (tcp://host:port)."),
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads or processes; default: all cores.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+RadiusMm = Annotated[float, typer.Option("--radius-mm", help="Sphere radius in mm.")]
+RuleOption = Annotated[Rule, typer.Option("--rule", help="fcnm: radius rounded to voxels, as published; mm: exact.")]
+DirectionOption = Annotated[
+    str | None, typer.Option("--direction", help="Direction of contrasts whose source does not say.")
+]
+SpaceOption = Annotated[str | None, typer.Option("--space", help="MNI or Talairach, where the source does not say.")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo-output"),
+    cluster: Cluster = "threads",
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Everything, on a small cohort made on the spot, checked against the networks planted in it."""
+    from ketanet.compute import connect
+    from ketanet.study import run_demo
+
+    with connect(cluster, workers=workers):
+        result = run_demo(out)
+    if as_json:
+        _print_json({"report": str(result.report), "truth": result.truth.to_dict("records")})
+        return
+    print("\nPlanted networks and what was found:\n")
+    print(result.truth.to_string(index=False, float_format="{:.2f}".format))
+    print(f"\nReport: {result.report}")
+
+
+@app.command()
+def simulate(
+    cohort: Annotated[Path, typer.Argument(help="Store to make.")],
+    subjects: Annotated[int, typer.Option("--subjects", min=3, help="Number of people.")],
+    like: Annotated[Path | None, typer.Option("--like", help="NIfTI mask or cohort store that gives the grid.")] = None,
+    frames: Annotated[int, typer.Option("--frames", min=10, help="Frames per person.")] = 120,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")] = 0,
+    cluster: Cluster = "threads",
+    workers: Workers = None,
+) -> None:
+    """Make a cohort with planted networks."""
+    from ketanet.cohort import grid_from_path
+    from ketanet.compute import connect
+    from ketanet.simulate import simulate_cohort
+
+    grid = None if like is None else grid_from_path(like)
+    with connect(cluster, workers=workers):
+        print(simulate_cohort(cohort, subjects=subjects, grid=grid, frames=frames, seed=seed))
+
+
+@app.command()
+def ingest(
+    path: Annotated[Path, typer.Argument(help="Folder of images or tables, or an .npz file.")],
+    cohort: Annotated[Path, typer.Argument(help="Store to make.")],
+    source: Annotated[SourceName, typer.Option("--source", help="Kind of input.")],
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", help="Where the files lie, such as '{subject}/*.nii.gz'.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="NIfTI mask: its nonzero voxels are kept.")] = None,
+    atlas: Annotated[Path | None, typer.Option("--atlas", help="Label image of parcel time series.")] = None,
+    tr: Annotated[float | None, typer.Option("--tr", help="Repetition time in s, where files do not say.")] = None,
+    participants: Annotated[Path | None, typer.Option("--participants", help="participants.tsv.")] = None,
+    exclude: Annotated[
+        str | None, typer.Option("--exclude", help='Leave out subjects, such as "mean_fd > 0.5".')
+    ] = None,
+    global_signal: Annotated[bool, typer.Option("--global-signal", help="Regress the mean over the grid.")] = False,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="How rows are stored.")] = Dtype.int16,
+    compress: Annotated[bool, typer.Option("--compress", help="Compress the chunks.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be used.")] = False,
+    cluster: Cluster = "threads",
+    workers: Workers = None,
+) -> None:
+    """Make a cohort store from images or parcel time series."""
+    from ketanet.cohort import open_cohort
+    from ketanet.compute import connect
+    from ketanet.ingest import NiftiSource, ParcelSource, ingest_cohort
+
+    reader = (
+        NiftiSource(path, mask=mask, pattern=pattern, tr=tr)
+        if source is SourceName.nifti
+        else ParcelSource(path, atlas=atlas, pattern=pattern, tr=tr)
+    )
+    with connect(cluster, workers=workers):
+        store = ingest_cohort(
+            reader,
+            cohort,
+            participants=participants,
+            exclude=exclude,
+            global_signal=global_signal,
+            dtype=dtype.value,
+            compress=compress,
+            skip_bad=skip_bad,
+        )
+    made = open_cohort(store)
+    for subject, why in made.attrs["provenance"]["skipped"].items():
+        print(f"left out {subject}: {why}", file=sys.stderr)
+    print(f"{store}: {made.sizes['subject']} subjects, {made.sizes['voxel']:,} grid elements")
+
+
+@app.command()
+def info(cohort: Annotated[Path, typer.Argument(help="Cohort store.")], as_json: AsJson = False) -> None:
+    """What is in a cohort."""
+    from ketanet.cohort import cohort_info, open_cohort
+
+    facts = cohort_info(open_cohort(cohort))
+    if as_json:
+        _print_json(facts)
+    else:
+        _print_facts(facts)
+
+
+@app.command()
+def verify(cohort: Annotated[Path, typer.Argument(help="Cohort store.")], as_json: AsJson = False) -> None:
+    """Read every byte of a cohort: checksums, missing chunks, NaN, ranges, flat voxels."""
+    from ketanet.cohort import verify_cohort
+
+    report = verify_cohort(cohort)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        for problem in report.problems:
+            print(problem)
+        print(report.summary())
+    if report.problems:
+        raise InputError(f"{cohort}: {len(report.problems)} problems; restore the named chunks or ingest again")
+
+
+@app.command()
+def seeds(
+    coordinates: Annotated[Path, typer.Argument(help="Coordinate table or folder.")],
+    out: Out,
+    grid: Annotated[Path, typer.Option("--grid", help="NIfTI mask or cohort store.")],
+    radius_mm: RadiusMm = 4.0,
+    rule: RuleOption = Rule.fcnm,
+    direction: DirectionOption = None,
+    space: SpaceOption = None,
+) -> None:
+    """Make one NIfTI mask per contrast, and seeds.tsv."""
+    from ketanet.cohort import grid_from_path
+    from ketanet.seeds import load_seeds, write_seeds
+
+    made = load_seeds(
+        coordinates,
+        grid_from_path(grid),
+        radius_mm=radius_mm,
+        rule=rule.value,
+        direction=direction,
+        space=space,
+    )
+    print(f"{write_seeds(made, out)}: {made.sizes['seed']} seeds")
+
+
+@app.command("map")
+def map_(
+    cohort: Annotated[Path, typer.Argument(help="Cohort store.")],
+    seeds: Annotated[Path, typer.Argument(help="Coordinate table or folder, or folder of NIfTI masks.")],
+    out: Out,
+    radius_mm: RadiusMm = 4.0,
+    rule: RuleOption = Rule.fcnm,
+    signal: Annotated[Signal, typer.Option("--signal", help="Seed signal.")] = Signal.mean,
+    mask: Annotated[Path | None, typer.Option("--mask", help="Test only in this NIfTI mask.")] = None,
+    where: Annotated[str | None, typer.Option("--where", help="Subjects, such as \"group == 'MDD'\".")] = None,
+    tail: Annotated[Tail, typer.Option("--tail")] = Tail.positive,
+    correction: Annotated[Correction, typer.Option("--correction")] = Correction.fdr_bh_positive,
+    alpha: Annotated[float, typer.Option("--alpha")] = 0.05,
+    direction: DirectionOption = None,
+    space: SpaceOption = None,
+    cluster: Cluster = "threads",
+    workers: Workers = None,
+) -> None:
+    """Map every contrast in a cohort: connectivity of its seed, tested over people."""
+    from ketanet.cohort import open_cohort, select
+    from ketanet.compute import connect, save
+    from ketanet.group import one_sample
+    from ketanet.seeds import load_seeds
+
+    people = select(open_cohort(cohort), where)
+    made = load_seeds(seeds, people, radius_mm=radius_mm, rule=rule.value, direction=direction, space=space)
+    group = one_sample(
+        people,
+        made,
+        mask=mask,
+        signal=signal.value,
+        tail=tail.value,
+        correction=correction.value,
+        alpha=alpha,
+    )
+    with connect(cluster, workers=workers):
+        save(group, out)
+    print(f"{out}: {made.sizes['seed']} contrasts in {people.sizes['subject']} people")
+
+
+@app.command()
+def overlap(
+    maps: Annotated[list[Path], typer.Argument(help="A group store, or NIfTI masks, one per contrast.")],
+    out: Out,
+    direction: Annotated[str | None, typer.Option("--direction", help="Direction, where a store has two.")] = None,
+    cohort: Annotated[str | None, typer.Option("--cohort", help="Cohort, where a store has several.")] = None,
+    at_least: Annotated[float, typer.Option("--at-least", help="Smallest share of contrasts.")] = 0.6,
+    min_cluster: Annotated[int, typer.Option("--min-cluster", help="Smallest cluster in voxels.")] = 30,
+    connectivity: Annotated[int, typer.Option("--connectivity", help="6, 18 or 26.")] = 18,
+) -> None:
+    """Make the network probability map, thresholded: values stay where the network is."""
+    from ketanet.networks import save_overlap
+
+    voxels = save_overlap(
+        maps,
+        out,
+        direction=direction,
+        cohort=cohort,
+        at_least=at_least,
+        min_cluster=min_cluster,
+        connectivity=connectivity,
+    )
+    print(f"{out}: {voxels:,} voxels in the network")
+
+
+@app.command()
+def label(
+    map_image: Annotated[Path, typer.Argument(metavar="MAP", help="NIfTI map; nonzero voxels are the network.")],
+    out: Out,
+    atlas: Annotated[str, typer.Option("--atlas", help="yeo7+subcortical, seitzman300, or a NIfTI with names.")],
+) -> None:
+    """Shares of the canonical networks, and a table of clusters beside it."""
+    from ketanet.files import write_table
+    from ketanet.labelling import label_image
+
+    shares, clusters = label_image(map_image, atlas)
+    beside = out.with_name(f"{out.stem}_clusters{out.suffix}")
+    write_table(out, shares)
+    write_table(beside, clusters)
+    print(shares.to_string(index=False, float_format="{:.3f}".format))
+    print(f"\n{out}, {beside}")
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Argument(help="study.toml")],
+    out: Out,
+    force: Annotated[bool, typer.Option("--force", help="Replace another study's results in the folder.")] = False,
+    cluster: Cluster = "threads",
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study through all stages. Run again to resume: only what is missing or changed is computed."""
+    from ketanet.compute import connect
+    from ketanet.study import run_study, study_summary
+
+    with connect(cluster, workers=workers):
+        folder = run_study(study, out, force=force)
+    table = study_summary(folder)
+    if as_json:
+        _print_json(
+            {
+                "folder": str(folder),
+                "report": str(folder / "report.html"),
+                "networks": table.to_dict("records"),
+            }
+        )
+        return
+    print(table.to_string(index=False, float_format="{:.2f}".format))
+    print(f"\nReport: {folder / 'report.html'}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Results of a run.")]) -> None:
+    """Make report.html again from what is stored."""
+    from ketanet.report import write_report
+
+    print(write_report(folder))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="NIfTI map.")],
+    b: Annotated[Path, typer.Argument(help="NIfTI map on the same lattice.")],
+    as_json: AsJson = False,
+) -> None:
+    """Dice of the nonzero voxels of two maps, and their spatial correlation."""
+    from dataclasses import asdict
+
+    from ketanet.inference import compare_images
+
+    found = asdict(compare_images(a, b))
+    if as_json:
+        _print_json(found)
+    else:
+        _print_facts(found)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of the ``ketanet`` command."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    with _plain_output(debug):
+        sys.exit(_exit_code(words, debug))
+
+
+def _exit_code(words: list[str], debug: bool) -> int:
+    try:
+        app(words)
+        return 0
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            print("stopped; run again to continue", file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, KetanetError):
+            print(f"error: {text}", file=sys.stderr)
+            return 2 if isinstance(error, InputError) else 1
+        print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+@contextmanager
+def _plain_output(debug: bool) -> Iterator[None]:
+    """Warnings and progress as plain lines on stderr, each once."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if debug or issubclass(category, KetanetWarning):
+            print(f"warning: {message}", file=sys.stderr)
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("distributed", "matplotlib", "nilearn", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = show
+        yield
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    width = max(len(name) for name in facts) if facts else 0
+    for name, value in facts.items():
+        if isinstance(value, dict) and value:
+            print(f"{indent}{name}")
+            _print_facts(value, indent + "  ")
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"{indent}{name:<{width}}  {shown}")
+
+
+if __name__ == "__main__":
+    main()

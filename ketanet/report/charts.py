@@ -1,0 +1,120 @@
+"""Charts of the shares of canonical networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ketanet.report.slices import png
+
+DIRECTION_COLOURS: Final = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's colours, told apart by colour-blind people; directions take them in order."""
+
+_LONGEST_NAME = 40
+
+FEWEST_ON_POLAR, MOST_ON_POLAR = 3, 16
+"""A polar axis needs a few networks to have a shape, and cannot name many."""
+
+
+def share_limit(shares: Sequence[float]) -> float:
+    """End of an axis of shares in %: the next multiple of 20 at or above the largest, at least 20."""
+    largest = max((s for s in shares if np.isfinite(s)), default=0.0)
+    return float(max(20.0, np.ceil((100 * largest - 1e-9) / 20) * 20))
+
+
+def draw_bars(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit: float) -> bytes:
+    """Bars of the shares, the directions side by side.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Canonical networks.
+    shares : mapping of direction to sequence (network,)
+        Fractions, 0-1; NaN draws nothing.
+    limit : float
+        End of the axis in %.
+
+    Returns
+    -------
+    bytes
+        A PNG image.
+    """
+    figure, axes = _figure((6.4, 1.1 + len(names) * (0.14 + 0.16 * len(shares))))
+    thick = 0.8 / len(shares)
+    for number, (direction, values) in enumerate(shares.items()):
+        # matplotlib leaves a label with a leading underscore out of the legend
+        label = _plain(direction).lstrip("_")
+        percent = 100 * np.nan_to_num(np.asarray(values, float))
+        at = np.arange(len(names)) + (number - (len(shares) - 1) / 2) * thick
+        colour = DIRECTION_COLOURS[number % len(DIRECTION_COLOURS)]
+        bars = axes.barh(at, percent, height=thick * 0.92, color=colour, label=label)
+        numbers = [f"{p:.1f}" if np.isfinite(v) else "n/a" for p, v in zip(percent, values, strict=True)]
+        axes.bar_label(bars, numbers, padding=3, fontsize=9)
+    axes.set_yticks(np.arange(len(names)), [_plain(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    # room for the number behind the longest bar
+    axes.set_xlim(0, limit * 1.1)
+    axes.set_xticks(_ticks(limit))
+    axes.set_xlabel("share of the canonical network that the network covers (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    return png(figure)
+
+
+def draw_polar(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit: float) -> bytes:
+    """The same shares on a polar axis, one closed line per direction; see :func:`draw_bars`."""
+    figure, axes = _figure((6.4, 4.8), projection="polar")
+    angle = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+    for number, (direction, values) in enumerate(shares.items()):
+        percent = 100 * np.nan_to_num(np.asarray(values, float))
+        colour = DIRECTION_COLOURS[number % len(DIRECTION_COLOURS)]
+        closed = (np.append(angle, angle[0]), np.append(percent, percent[0]))
+        marker = "osD^v*"[number % 6]
+        axes.plot(
+            *closed,
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1.6,
+            label=_plain(direction).lstrip("_"),
+        )
+        axes.fill(*closed, color=colour, alpha=0.15)
+    axes.set_theta_zero_location("N")
+    axes.set_theta_direction(-1)
+    axes.set_xticks(angle, [_plain(name) for name in names], fontsize=9)
+    for text, where in zip(axes.get_xticklabels(), angle, strict=True):
+        side = np.sin(where)
+        text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+    axes.set_ylim(0, limit)
+    ticks = _ticks(limit)[1:]
+    axes.set_yticks(ticks, [f"{t:g} %" for t in ticks], fontsize=8, color="0.35")
+    # between two spokes, where no line of the chart runs
+    axes.set_rlabel_position(np.degrees(angle[1]) / 2)
+    axes.grid(color="0.85")
+    axes.spines["polar"].set_color("0.7")
+    figure.legend(loc="outside upper left", frameon=False)
+    return png(figure)
+
+
+def _ticks(limit: float) -> NDArray[np.float64]:
+    return np.arange(0, limit + 1, 5 if limit <= 20 else 10 if limit <= 40 else 20)
+
+
+def _figure(size: tuple[float, float], projection: str | None = None) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot(projection=projection)
+
+
+def _plain(text: str) -> str:
+    """Text short enough for an axis, and taken as it is: a dollar sign would start mathematics."""
+    short = text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+    return short.replace("$", r"\$")

@@ -1,0 +1,293 @@
+"""The methods text of a report: what was done, with the values it was done with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+
+from ketanet import spec
+from ketanet.grid import VolumeGrid
+from ketanet.report.results import Results
+from ketanet.report.words import count, listed, share, whole
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A titled piece of the methods text."""
+
+    title: str
+    text: str
+
+
+def methods_text(results: Results) -> list[Paragraph]:
+    """Methods of the study, one paragraph a step, from the resolved settings and the facts of the run.
+
+    Parameters
+    ----------
+    results : Results
+
+    Returns
+    -------
+    list of Paragraph
+        In the order in which things were done. The departures from the preset are apart: see
+        :func:`ketanet.report.departures.departures`.
+    """
+    steps = {
+        "Design": _design(results),
+        "Cohorts": _cohorts(results),
+        "Seeds": _seeds(results),
+        "Connectivity": _connectivity(results),
+        "Group maps": _group(results),
+        "Correction": _correction(results),
+        "Probability map and network": _overlap(results),
+        "Canonical networks": _canonical(results),
+        "Robustness": _robustness(results),
+        "Software": _software(results),
+    }
+    return [Paragraph(title, text) for title, text in steps.items()]
+
+
+def _design(results: Results) -> str:
+    numbers = [
+        f"{count(results.of(results.cohorts[0], d).n_contrasts, 'contrast')} of {d}"
+        for d in results.directions
+    ]
+    many = count(results.seeds["source_study"].nunique(), "source study")
+    apart = " Each direction was analysed apart." if len(results.directions) > 1 else ""
+    return (
+        f"Functional connectivity network mapping (Ma et al. 2026) was done with ketanet {results.provenance['ketanet']}, "
+        f"preset {results.settings['preset']}. The unit of analysis was the contrast: {listed(numbers)}, from {many}. "
+        f"Contrasts were not weighted, neither by source study nor by the number of participants.{apart}"
+    )
+
+
+def _cohorts(results: Results) -> str:
+    parts = []
+    for name, facts in results.provenance["cohorts"].items():
+        chosen = f" for whom {facts['where']}" if facts.get("where") else ""
+        low, high = facts["frames"]
+        frames = f"{low} to {high}" if low != high else f"{low}"
+        tr = listed(f"{t:g}" for t in facts["tr_s"])
+        about = facts.get("provenance", {})
+        parts.append(
+            f"Cohort {name} ({facts['role']}): {count(facts['subjects'], 'person')}{chosen}; {frames} frames of resting-"
+            f"state BOLD a person, repetition time {tr} s. {about.get('methods', '')}".rstrip()
+        )
+    return " ".join([*parts, f"Grid: {results.provenance['grid']['description']}."])
+
+
+def _seeds(results: Results) -> str:
+    if not results.from_coordinates:
+        return (
+            "Each contrast was given as an image; its nonzero values on the grid of the cohort were the weights of its "
+            "seed. What of an image lay off the grid did not count."
+        )
+    settings, grid = results.settings["seeds"], results.grid
+    radius = settings["radius_mm"]
+    if settings["rule"] == "fcnm":
+        rule = (
+            f"Each coordinate went to its nearest {'image ' if results.on_parcels else ''}voxel (rule fcnm: coordinates "
+            f"divided by the voxel size and rounded, halves away from zero, before the origin is added), and a sphere of nominally {radius:g} mm "
+            "was placed there, its radius rounded to whole voxels: "
+            f"{count(_sphere_size(grid, radius), 'voxel')} a coordinate."
+        )
+    else:
+        rule = (
+            f"The sphere of a coordinate was every {'image ' if results.on_parcels else ''}voxel whose centre lies "
+            f"within {radius:g} mm of it, and the voxel that holds it (rule mm)."
+        )
+    parcels = " On the parcels, the weight of a parcel was the number of voxels of the union that it holds."
+    off = int(results.seeds["n_outside"].sum())
+    total = int(results.seeds["n_coordinates"].sum())
+    return (
+        "Coordinates stated in Talairach space, where there were any, were brought to MNI space by the inverse of "
+        f"icbm2tal, SPM variant (Lancaster et al. 2007); MNI coordinates were used as they are. {rule} The seed of a contrast was the union of "
+        "the spheres of all its coordinates (a coordinate given twice counted once), not clipped to any mask but the "
+        f"grid of the cohort; {off} of {count(total, 'coordinate')} lay off that grid."
+        f"{parcels if results.on_parcels else ''}"
+    )
+
+
+def _sphere_size(grid: Any, radius: float) -> int:
+    """Voxels of a sphere under rule ``fcnm``, counted on an unmasked lattice of the same voxels."""
+    reach = int(np.ceil(radius / np.linalg.norm(grid.affine[:3, :3], axis=0).min())) + 1
+    affine = grid.affine.copy()
+    affine[:3, 3] = -affine[:3, :3] @ np.full(3, reach)
+    whole_lattice = VolumeGrid(np.ones((2 * reach + 1,) * 3, bool), affine)
+    return len(whole_lattice.spheres(np.zeros((1, 3)), radius, "fcnm").index)
+
+
+def _connectivity(results: Results) -> str:
+    # every voxel of a union of spheres has weight one
+    mean = "mean" if results.from_coordinates and not results.on_parcels else "weighted mean"
+    signal = {
+        "mean": f"the {mean} of the raw (not standardised) time series of the seed",
+        "mean_standardised": f"the {mean} of the standardised time series of the seed",
+        "pc1": "the first principal component of the standardised time series of the seed",
+    }[results.settings["seeds"]["signal"]]
+    return (
+        f"The seed signal of a person was {signal}. Pearson's r with the time series of every {results.element} was "
+        f"clipped at ±(1 − 2⁻¹⁵) = ±{spec.R_LIMIT:.5f} and brought to Fisher's z."
+    )
+
+
+def _group(results: Results) -> str:
+    settings, facts = results.settings["group"], _tested(results)
+    element = results.element
+    if settings.get("mask"):
+        majority = f" ({element}s of which more than half lies in it)" if results.on_parcels else ""
+        where = (
+            f"in the {count(facts['inside'], element)} of the mask {Path(settings['mask']).name}{majority}"
+        )
+    else:
+        where = f"in all {count(facts['inside'], element)} of the grid; no further mask was given"
+    side = {
+        "positive": "One-sided p = P(T > t): only t > 0 could be significant.",
+        "two-sided": "Two-sided p = 2 P(T > |t|).",
+    }[settings["tail"]]
+    return (
+        f"For each contrast, z was tested against zero over people with a one-sample t-test {where}. No covariates were "
+        f"used. Degrees of freedom were n − 1, n being the people with signal in both seed and {element} "
+        f"({_range(facts['n'])}). {side} {_untested(facts, element)}"
+    )
+
+
+def _tested(results: Results) -> dict[str, Any]:
+    """Elements inside the mask, range of n where t is defined, and of elements inside without a t, over the maps."""
+    group = results.group
+    defined = ~np.isnan(group["t"])
+    n = group["n"]
+    low, high, lacking = dask.compute(n.where(defined).min(), n.where(defined).max(), (~defined).sum("voxel"))
+    inside = int(group.attrs["n_tested"])
+    untested = lacking.values - (results.grid.n_voxels - inside)
+    return {
+        "inside": inside,
+        "n": (float(low), float(high)),
+        "maps": int(untested.size),
+        "untested_maps": int((untested > 0).sum()),
+        "most_untested": int(untested.max()),
+    }
+
+
+def _untested(facts: dict[str, Any], element: str) -> str:
+    why = (
+        f"A {element} where z does not vary over people (a seed of one {element} has r = 1 with itself in everyone), or "
+        "where fewer than two people have signal, has no t: it was not tested, and not counted by the correction"
+    )
+    if not facts["untested_maps"]:
+        return f"{why}; here there was none."
+    many = count(facts["untested_maps"], "map")
+    return f"{why}; this was so in {many} of {facts['maps']}, in at most {count(facts['most_untested'], element)} of a map."
+
+
+def _range(limits: tuple[float, float]) -> str:
+    low, high = limits
+    if not np.isfinite(low):
+        return "nobody"
+    return f"{whole(low)}" if low == high else f"{whole(low)} to {whole(high)}"
+
+
+def _correction(results: Results) -> str:
+    settings = results.settings["group"]
+    alpha, element = settings["alpha"], results.element
+    bh = "Benjamini-Hochberg (Benjamini and Hochberg 1995)"
+    text = {
+        "fdr_bh_positive": (
+            f"p was adjusted within each map by {bh} over the {element}s with t > 0 only, as the published scripts do. "
+            f"The one-sided p of these {element}s all lie below .5, so the true false discovery rate can reach twice the "
+            f"nominal one: {2 * alpha:g} at q < {alpha:g}."
+        ),
+        "fdr_bh": f"p was adjusted within each map by {bh} over all {element}s tested.",
+        "fdr_by": (
+            f"p was adjusted within each map by Benjamini-Yekutieli (2001) over all {element}s tested, which holds "
+            "under any dependence."
+        ),
+        "bonferroni": f"p was multiplied by the number of {element}s tested in the map (Bonferroni).",
+        "none": f"p was not corrected for the number of {element}s tested.",
+    }[settings["correction"]]
+    name = "p" if settings["correction"] in ("bonferroni", "none") else "q"
+    how = "uncorrected" if settings["correction"] == "none" else "adjusted"
+    label = f"{how} p" if name == "p" else "adjusted p (q)"
+    return f"{text} {element.capitalize()}s with {label} below {alpha:g} made the binary map of the contrast."
+
+
+def _overlap(results: Results) -> str:
+    settings, element = results.settings["network"], results.element
+    side = {
+        "positive": f"the significant {element}s with t > 0",
+        "negative": f"the significant {element}s with t < 0",
+        "any": f"the significant {element}s of either sign",
+    }[settings["sign"]]
+    if results.on_parcels:
+        extent = "No extent threshold was applied: clusters have no meaning on parcels, so this step was off."
+    elif settings["min_cluster"] > 1:
+        touch = {6: "faces", 18: "faces or edges", 26: "faces, edges or corners"}[settings["connectivity"]]
+        extent = (
+            f"Clusters of fewer than {settings['min_cluster']} voxels were dropped ({settings['connectivity']}-"
+            f"connectivity: voxels that touch by {touch})."
+        )
+    else:
+        extent = "No extent threshold was applied."
+    return (
+        f"The network probability map of a direction is the fraction of its contrasts whose binary map ({side}) covers a "
+        f"{element}. The network is where it is at least {share(settings['at_least'])}; the values stay. {extent}"
+    )
+
+
+def _canonical(results: Results) -> str:
+    atlas = results.provenance["atlas"]
+    sources = [_source_words(source) for source in atlas["sources"]]
+    counted = (
+        "Image voxels were counted, each parcel of the network with all that it paints."
+        if results.on_parcels
+        else "Labels came to the grid by the nearest voxel."
+    )
+    return (
+        "For each canonical network, the share is its voxels that the network covers, divided by all its voxels on the "
+        f"image lattice (not by the voxels of the network, and including those that were not tested). {counted} "
+        f"Atlas: {'; '.join(sources) or atlas['name']}."
+    )
+
+
+def _source_words(source: dict[str, Any]) -> str:
+    name = source.get("name") or str(source.get("file", "")).rsplit("/", 1)[-1]
+    details = [source.get("from"), source.get("reference")]
+    if source.get("network"):
+        details.append(f"all its regions as the one network {source['network']}")
+    if source.get("sha256"):
+        details.append(f"SHA-256 {source['sha256'][:12]}…")
+    return f"{name} ({'; '.join(filter(None, details))})" if any(details) else name
+
+
+def _robustness(results: Results) -> str:
+    settings, done = results.settings["robustness"], set(results.robustness["analysis"])
+    radii = [f"{r:g}" for r in settings["radii_mm"] if r != results.settings["seeds"]["radius_mm"]]
+    levels = [share(s) for s in settings["at_least"] if s != results.settings["network"]["at_least"]]
+    variants = []
+    if "radius" in done:
+        variants.append(f"sphere radii of {listed(radii)} mm")
+    if "at_least" in done:
+        variants.append(f"overlap thresholds of {listed(levels)}")
+    if "leave_one_study_out" in done:
+        variants.append("each source study left out in turn")
+    if "cohort" in done:
+        variants.append(f"the analysis repeated in {listed(results.cohorts[1:])}")
+    if not variants:
+        return "No variants of the analysis were run."
+    return (
+        f"The networks were compared with those of {'; '.join(variants)}: by the Dice coefficient of the networks (Dice "
+        "1945) and by Pearson's r of the unthresholded probability over space"
+        f"{', both weighted by the voxels of each parcel' if results.on_parcels else ''}."
+    )
+
+
+def _software(results: Results) -> str:
+    packages = [f"{name} {number}" for name, number in results.provenance["packages"].items()]
+    return (
+        f"ketanet {results.provenance['ketanet']}, Python {results.provenance['python']}, {listed(packages)}. The slices "
+        "show the MNI ICBM 152 template (Fonov et al. 2011) as shipped with nilearn."
+    )

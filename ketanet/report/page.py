@@ -1,0 +1,169 @@
+"""The report of a study: one self-contained HTML page, made of what a results folder holds."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ketanet import __version__
+from ketanet.files import write_text
+from ketanet.report.charts import FEWEST_ON_POLAR, MOST_ON_POLAR, draw_bars, draw_polar, share_limit
+from ketanet.report.departures import SPECIFICITY, data_differences, departures, references
+from ketanet.report.methods import methods_text
+from ketanet.report.pictures import network_rows
+from ketanet.report.results import Network, Results, load_results
+from ketanet.report.slices import Slice, choose_slices
+from ketanet.report.summary import key_numbers, sentence, warnings_of
+from ketanet.report.tables import (
+    Table,
+    clusters_table,
+    contrasts_table,
+    fingerprints_table,
+    replication,
+    shares_table,
+    variants_of,
+)
+from ketanet.report.words import count, fixed, listed
+
+MOST_BARS: Final = 40
+"""More canonical networks than this make a chart too tall; those covered most are drawn."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An inlined PNG image with its alternative text and caption; `wide` ones scroll sideways in a narrow window."""
+
+    png: bytes
+    alt: str
+    caption: str
+    wide: bool = False
+
+    @property
+    def address(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+def write_report(folder: str | os.PathLike[str]) -> Path:
+    """Write ``report.html`` from what a results folder holds.
+
+    Parameters
+    ----------
+    folder : path
+        Results of a finished study. Nothing outside it is read.
+
+    Returns
+    -------
+    pathlib.Path
+        The report, one file without scripts, that loads nothing.
+
+    Raises
+    ------
+    InputError
+        The folder does not hold finished results.
+    StoreError
+        A store in it is damaged, or the disk refuses.
+    """
+    results = load_results(folder)
+    path = results.folder / "report.html"
+    write_text(path, _render(_content(results)))
+    return path
+
+
+def _render(content: dict[str, Any]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(content)
+
+
+def _content(results: Results) -> dict[str, Any]:
+    head, rows = key_numbers(results)
+    clusters = [(network, *clusters_table(results, network)) for network in results.networks]
+    return {
+        "title": results.settings["name"],
+        "sentence": sentence(results),
+        "warnings": warnings_of(results),
+        "key": Table("Networks", head, rows, ("direction", "cohort", "largest share of")),
+        "element": results.element,
+        "maps": _maps(results),
+        "shares": shares_table(results),
+        "share_figures": [figure for cohort in results.cohorts for figure in _share_figures(results, cohort)],
+        "clusters": clusters,
+        "main_cohort": results.cohorts[0],
+        "on_parcels": results.on_parcels,
+        "variants": [variants_of(results, cohort) for cohort in results.cohorts],
+        "replication": replication(results),
+        "contrasts": contrasts_table(results),
+        "methods": methods_text(results),
+        "preset": results.settings["preset"],
+        "departures": departures(results),
+        "differences": data_differences(results),
+        "specificity": SPECIFICITY,
+        "references": references(results),
+        "study_toml": (results.folder / "study.toml").read_text(encoding="utf-8"),
+        "fingerprints": fingerprints_table(results),
+        "run_version": results.provenance["ketanet"],
+        "page_version": __version__,
+    }
+
+
+def _maps(results: Results) -> list[tuple[str, list[Figure]]]:
+    """Figures of each direction, one a cohort, all through the same planes."""
+    planes = choose_slices(results.grid, results.networks)
+    return [
+        (
+            direction,
+            [_map_figure(results, planes, results.of(cohort, direction)) for cohort in results.cohorts],
+        )
+        for direction in results.directions
+    ]
+
+
+def _map_figure(results: Results, planes: Sequence[Slice], network: Network) -> Figure:
+    size = (
+        f"network of {count(network.voxels, 'voxel')} ({fixed(network.volume_cm3, 1)} cm³)"
+        if network.voxels
+        else "no network"
+    )
+    caption = (
+        f"{network.direction} in cohort {network.cohort}: {count(network.n_contrasts, 'contrast')}, "
+        f"{count(results.people[network.cohort], 'person')}; {size}."
+    )
+    alt = (
+        f"Brain slices at {listed(plane.label for plane in planes)}: probability map and network of {network.direction} "
+        f"in cohort {network.cohort}; {size}."
+    )
+    return Figure(network_rows(results, planes, network), alt, caption, wide=True)
+
+
+def _share_figures(results: Results, cohort: str) -> list[Figure]:
+    table = results.canonical[results.canonical["cohort"] == cohort]
+    # one scale and one choice of networks for all cohorts
+    limit = share_limit(results.canonical["share"].tolist())
+    most = results.canonical.groupby("network", sort=False)["share"].max().fillna(0)
+    kept = set(most.nlargest(MOST_BARS, keep="first").index)
+    names = [name for name in most.index if name in kept]
+    shares = {
+        direction: table[table["direction"] == direction].set_index("network").loc[names, "share"].tolist()
+        for direction in results.directions
+    }
+    only = f" (the {MOST_BARS} covered most, of {len(most)})" if len(most) > MOST_BARS else ""
+    caption = f"Shares of the canonical networks, cohort {cohort}{only}."
+    alt = f"of the shares of the canonical networks in cohort {cohort}; the numbers are in the table below."
+    figures = [Figure(draw_bars(names, shares, limit), f"Bar chart {alt}", caption)]
+    if FEWEST_ON_POLAR <= len(names) <= MOST_ON_POLAR:
+        polar = draw_polar(names, shares, limit)
+        figures.append(
+            Figure(polar, f"Polar chart {alt}", f"The same shares on a polar axis, cohort {cohort}.")
+        )
+    return figures

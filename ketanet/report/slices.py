@@ -1,0 +1,244 @@
+"""Maps in slices over the MNI152 template.
+
+All slices of a picture are painted into one image, one pixel a millimetre, which is much faster than an axis for each.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ketanet.grid import Grid, nearest_resample
+from ketanet.report.results import Network
+
+COLOURS: Final = (
+    "plasma"  # even steps of lightness, told apart by colour-blind people, no hue of the grey template
+)
+AXES: Final = "xyz"
+_SAGITTAL, _AXIAL = 0, 2
+_HORIZONTAL: Final = {_SAGITTAL: 1, _AXIAL: 0}
+_VERTICAL: Final = {_SAGITTAL: 2, _AXIAL: 1}
+
+_AXIAL_CUTS = 6
+_SAGITTAL_QUANTILES = (0.5, 0.85)  # the midline of a bilateral network, and well into its right half
+_MARGIN_MM = 3
+_GAP = 6
+_HEAD = 30  # pixels above each row of slices, for its title
+_FOOT = 26  # pixels below the last row, for the positions
+_SCALE_WIDTH = 92  # pixels on the right, for the colour scale
+_FADED = 0.35
+
+Rgb = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One plane, seen with the left of the person on the left, or the front on the right; rows run downwards.
+
+    `brain` (row, column) is the template's intensity, 0-1; `element` (row, column) the grid element there, -1 for none.
+    """
+
+    axis: int
+    at: float
+    brain: NDArray[np.float32]
+    element: NDArray[np.int64]
+
+    @property
+    def label(self) -> str:
+        return f"{AXES[self.axis]} = {self.at:.0f} mm".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A map to show: values (voxel,) from 0 to 1, nothing where 0 or NaN; `inside` (voxel,) is outlined, the rest fades."""
+
+    title: str
+    values: NDArray[np.float32]
+    inside: NDArray[np.bool_] | None = None
+
+
+def choose_slices(grid: Grid, networks: Sequence[Network]) -> list[Slice]:
+    """Two sagittal and six axial planes through what the networks cover, the same for all of them.
+
+    Parameters
+    ----------
+    grid : Grid
+    networks : sequence of Network
+        Where all of them are empty, what any contrast covers counts, then the whole grid.
+
+    Returns
+    -------
+    list of Slice
+    """
+    covered = np.any([n.inside for n in networks], axis=0)
+    if not covered.any():
+        covered = np.any([n.count > 0 for n in networks], axis=0)
+    if not covered.any():
+        covered = np.ones(grid.n_voxels, bool)
+    index = np.argwhere(grid.paint(covered))
+    places = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    low, high = np.quantile(places[:, _AXIAL], (0.04, 0.96))
+    # a small cluster would otherwise be cut six times through the same voxels
+    reach = max((high - low) / 2, grid.voxel_volume ** (1 / 3) * _AXIAL_CUTS / 2)
+    middle = (high + low) / 2
+    axial = np.linspace(middle - reach, middle + reach, _AXIAL_CUTS)
+    sagittal = np.quantile(places[:, _SAGITTAL], _SAGITTAL_QUANTILES)
+    planes = [(_SAGITTAL, at) for at in sagittal] + [(_AXIAL, at) for at in axial]
+    return [cut(grid, axis, float(np.rint(at))) for axis, at in planes]
+
+
+def cut(grid: Grid, axis: int, at: float) -> Slice:
+    """Plane of the template and of a grid.
+
+    Parameters
+    ----------
+    grid : Grid
+    axis : {0, 2}
+        Sagittal or axial.
+    at : float
+        Position in mm.
+    """
+    brain, affine, low, high = _template()
+    across, up = _HORIZONTAL[axis], _VERTICAL[axis]
+    shape = (int(high[across] - low[across]) + 1, int(high[up] - low[up]) + 1, 1)
+    plane = np.zeros((4, 4))
+    plane[across, 0] = plane[up, 1] = plane[axis, 2] = plane[3, 3] = 1.0
+    plane[[across, up, axis], 3] = low[across], low[up], at
+    # 0 stands for off the lattice
+    owner = grid.element_of.reshape(grid.shape) + 1
+
+    def sample(values: NDArray[Any], source: NDArray[np.float64]) -> NDArray[Any]:
+        return np.asarray(nearest_resample(values, source, shape, plane)[:, ::-1, 0].T)
+
+    return Slice(axis, at, sample(brain, affine), sample(owner, grid.affine) - 1)
+
+
+@cache
+def _template() -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Brain of the MNI152 template at 1 mm (0-1), its affine, and the corners in mm of the box around the brain."""
+    from nilearn.datasets import load_mni152_template
+
+    image = load_mni152_template(resolution=1)
+    values = np.asarray(image.dataobj, dtype=np.float32)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    inside = np.argwhere(values > 0)
+    corners = np.stack([inside.min(axis=0), inside.max(axis=0)]) @ affine[:3, :3].T + affine[:3, 3]
+    return values, affine, corners.min(axis=0) - _MARGIN_MM, corners.max(axis=0) + _MARGIN_MM
+
+
+def paint(plane: Slice, row: Row) -> Rgb:
+    """Colours (row, column, 3) of a map on a plane, from 0 to 1."""
+    from matplotlib import colormaps
+
+    # a light brain on white paper: the dark end of the colours stays visible
+    grey = np.where(plane.brain > 0, 0.3 + 0.7 * plane.brain, 1.0)
+    rgb = np.repeat(grey[..., None], 3, axis=-1).astype(np.float32)
+    on = plane.element >= 0
+    value = np.full(plane.element.shape, np.nan, np.float32)
+    value[on] = row.values[plane.element[on]]
+    shown = np.nan_to_num(value) > 0
+    colour = colormaps[COLOURS](np.clip(value[shown], 0, 1))[:, :3].astype(np.float32)
+    inside = np.zeros(on.shape, bool)
+    if row.inside is not None:
+        inside[on] = row.inside[plane.element[on]]
+    strength = np.where(inside | (row.inside is None), 1.0, _FADED).astype(np.float32)[shown, None]
+    rgb[shown] = strength * colour + (1 - strength) * rgb[shown]
+    rgb[_edge(inside)] = 0.0
+    return rgb
+
+
+def _edge(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels inside that have a neighbour outside."""
+    padded = np.pad(inside, 1)
+    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return inside & ~core
+
+
+def draw(
+    planes: Sequence[Slice], rows: Sequence[Row], *, scale: str, mark: float | None, zoom: int = 1
+) -> bytes:
+    """Draw maps as rows of slices with one colour scale from 0 to 1.
+
+    Parameters
+    ----------
+    planes : sequence of Slice
+    rows : sequence of Row
+    scale : str
+        Name of the colour scale.
+    mark : float, optional
+        Value marked on the scale: the threshold.
+    zoom : int
+        Pixels a millimetre.
+
+    Returns
+    -------
+    bytes
+        A PNG image.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    row_height = max(len(p.brain) for p in planes)
+    height = len(rows) * (_HEAD + row_height) + _FOOT
+    width = sum(p.brain.shape[1] + _GAP for p in planes) + _SCALE_WIDTH
+    canvas = np.ones((height, width, 3), np.float32)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100 * zoom)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for number, row in enumerate(rows):
+        top = number * (_HEAD + row_height) + _HEAD
+        axes.text(4, top - 9, row.title, fontsize=12, fontweight="bold", color="black")
+        left = 0
+        for plane in planes:
+            tile = paint(plane, row)
+            start = top + (row_height - len(tile)) // 2
+            canvas[start : start + len(tile), left : left + tile.shape[1]] = tile
+            _sides(axes, plane, left, start)
+            if number == len(rows) - 1:
+                middle = left + tile.shape[1] / 2
+                axes.text(middle, height - 8, plane.label, fontsize=11, ha="center", color="black")
+            left += tile.shape[1] + _GAP
+    axes.imshow(
+        np.repeat(np.repeat(canvas, zoom, 0), zoom, 1), extent=(0, width, height, 0), interpolation="nearest"
+    )
+    _colour_scale(figure, width, height, scale, mark)
+    return png(figure)
+
+
+def _sides(axes: Any, plane: Slice, left: int, top: int) -> None:
+    """Mark the sides of a plane: left and right, or back and front."""
+    rows, columns = plane.brain.shape
+    for text, x in zip("LR" if plane.axis == _AXIAL else "PA", (left + 8, left + columns - 8), strict=True):
+        axes.text(x, top + 12, text, fontsize=10, ha="center", va="center", color="0.25")
+
+
+def _colour_scale(figure: Any, width: int, height: int, name: str, mark: float | None) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    tall = min(260, height - 70)
+    bar = figure.add_axes(((width - 80) / width, (height - tall) / 2 / height, 14 / width, tall / height))
+    scale = figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar, ticks=np.linspace(0, 1, 6))
+    scale.ax.tick_params(labelsize=10)
+    scale.set_label(name, fontsize=10)
+    if mark is not None:
+        bar.plot([0, 1], [mark, mark], color="white", linewidth=3, transform=bar.get_yaxis_transform())
+        bar.plot([0, 1], [mark, mark], color="black", linewidth=1.4, transform=bar.get_yaxis_transform())
+
+
+def png(figure: Any) -> bytes:
+    """A matplotlib figure as a PNG image."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # names in a script that the font lacks are drawn as boxes, and stand in the tables of the report
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()

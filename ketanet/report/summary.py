@@ -1,0 +1,111 @@
+"""The top of a report: what was done in a sentence, what to be careful with, the numbers that matter."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ketanet.report.results import Network, Results, rows_of
+from ketanet.report.words import count, fixed, listed, percent, share
+
+SATURATED: Final = 0.75
+"""A network that takes this share of what was tested says little about where it is."""
+
+_SHOWN = 12
+
+
+def sentence(results: Results) -> str:
+    """The study in one sentence."""
+    contrasts = [
+        f"{count(results.of(results.cohorts[0], d).n_contrasts, 'contrast')} of {d}"
+        for d in results.directions
+    ]
+    studies = count(results.seeds["source_study"].nunique(), "source study")
+    people = [f"{count(n, 'person')} ({cohort})" for cohort, n in results.people.items()]
+    return (
+        f"The networks that {listed(contrasts)} from {studies} share, mapped in the resting-state connectivity of "
+        f"{listed(people)}."
+    )
+
+
+def warnings_of(results: Results) -> list[str]:
+    """What a reader must know before trusting the networks, one line each; empty when there is nothing."""
+    return [*_of_directions(results), *_of_coordinates(results), *_of_networks(results)]
+
+
+def _of_directions(results: Results) -> list[str]:
+    lines = [
+        f"No contrast has direction {direction}; there is no map of it."
+        for direction in results.settings["directions"]
+        if direction not in results.directions
+    ]
+    for direction in results.directions:
+        if results.of(results.cohorts[0], direction).n_contrasts == 1:
+            lines.append(
+                f"Direction {direction} has one contrast: its probability map is the map of that contrast, and shows "
+                "no overlap."
+            )
+    return lines
+
+
+def _of_coordinates(results: Results) -> list[str]:
+    seeds, lines = results.seeds, []
+    outside = seeds[seeds["n_outside"] > 0]
+    if len(outside):
+        names = [f"{row.contrast} {row.n_outside}/{row.n_coordinates}" for row in outside.itertuples()]
+        lines.append(
+            f"{outside['n_outside'].sum()} of {count(seeds['n_coordinates'].sum(), 'coordinate')} lie off the grid of "
+            f"the cohort; their spheres count as far as they reach into it: {listed(names, most=_SHOWN)}."
+        )
+    single = seeds.loc[seeds["n_coordinates"] == 1, "contrast"]
+    if len(single):
+        lines.append(
+            f"{count(len(single), 'contrast')} of {len(seeds)} with one coordinate only: "
+            f"{listed(single, most=_SHOWN)}."
+        )
+    return lines
+
+
+def _of_networks(results: Results) -> list[str]:
+    lines = []
+    threshold = share(results.rule["at_least"])
+    empty = [n.title for n in results.networks if not n.voxels]
+    if empty:
+        lines.append(f"No network was found (no {results.element} passed): {listed(empty)}.")
+    for network in results.networks:
+        covered = network.covered_voxels / network.tested_voxels if network.tested_voxels else 0.0
+        if covered >= SATURATED:
+            lines.append(
+                f"Saturation: {network.title} passes {threshold} of the contrasts in {percent(covered)} of what was "
+                "tested, so the map says little about where. A usual reason is a global signal that was left in the "
+                "time series of a large cohort."
+            )
+    return lines
+
+
+def key_numbers(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of networks: sizes, clusters, and the canonical network covered most."""
+    part = "parcels" if results.on_parcels else "clusters"
+    head = ["direction", "cohort", "contrasts", "people", "voxels", "volume (cm³)", part, "largest share of"]
+    return head, [_key_row(results, network) for network in results.networks]
+
+
+def _key_row(results: Results, network: Network) -> list[str]:
+    own = rows_of(results.clusters, network)
+    return [
+        network.direction,
+        network.cohort,
+        f"{network.n_contrasts:,}",
+        f"{results.people[network.cohort]:,}",
+        f"{network.voxels:,}",
+        fixed(network.volume_cm3, 1),
+        f"{len(own):,}",
+        _most_covered(results, network),
+    ]
+
+
+def _most_covered(results: Results, network: Network) -> str:
+    own = rows_of(results.canonical, network).dropna(subset="share")
+    if not network.voxels or own.empty or own["share"].max() == 0:
+        return "none"
+    top = own.loc[own["share"].idxmax()]
+    return f"{top['network']} ({percent(top['share'])})"

@@ -1,0 +1,189 @@
+"""Tables of a report, ready to print: every cell is text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ketanet.report.results import Network, Results, rows_of
+from ketanet.report.words import MISSING, fixed, listed, percent, share, whole
+
+CLUSTERS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Table:
+    """Header and rows; `left` names the columns that hold text."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+    left: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Robustness of one cohort: settings, then source studies left out with a summary in words."""
+
+    cohort: str
+    settings: Table | None
+    studies: Table | None
+    summary: str
+
+
+def shares_table(results: Results) -> Table:
+    """Canonical networks by direction and cohort: share, and voxels in brackets."""
+    table = results.canonical
+    names = list(dict.fromkeys(table["network"]))
+    head = ["canonical network", "voxels", "of these tested", *(n.title for n in results.networks)]
+    by_network = [rows_of(table, n).set_index("network") for n in results.networks]
+    rows = []
+    for name in names:
+        first = by_network[0].loc[name]
+        cells = [
+            f"{percent(t.loc[name, 'share'])} ({whole(t.loc[name, 'overlap_voxels'])})" for t in by_network
+        ]
+        rows.append([name, whole(first["network_voxels"]), whole(first["network_voxels_tested"]), *cells])
+    caption = "Share of each canonical network that the network covers (voxels covered)"
+    return Table(caption, head, rows, ("canonical network",))
+
+
+def clusters_table(results: Results, network: Network) -> tuple[Table, int]:
+    """The first clusters (parcels) of a network, and how many there are."""
+    own = rows_of(results.clusters, network)
+    part = "parcel" if results.on_parcels else "cluster"
+    head = [
+        part,
+        "voxels",
+        "volume (mm³)",
+        "peak x, y, z (mm)",
+        "peak value",
+        "centre x, y, z (mm)",
+        "region",
+    ]
+    rows = [
+        [
+            whole(row["cluster"]),
+            whole(row["voxels"]),
+            whole(row["volume_mm3"]),
+            _place(row, "peak"),
+            fixed(row["peak_value"]),
+            _place(row, "com"),
+            row["region"],
+        ]
+        for row in own.head(CLUSTERS_SHOWN).to_dict("records")
+    ]
+    return Table(f"{part.capitalize()}s of {network.title}", head, rows, ("region",)), len(own)
+
+
+def _place(row: dict[str, float], what: str) -> str:
+    return ", ".join(fixed(row[f"{what}_{axis}"], 0) for axis in "xyz")
+
+
+def variants_of(results: Results, cohort: str) -> Variants:
+    """Robustness table of a cohort, by settings and by source study left out."""
+    own = results.robustness[results.robustness["cohort"] == cohort]
+    by_setting = own[own["analysis"].isin(["radius", "at_least"])]
+    by_study = own[own["analysis"] == "leave_one_study_out"]
+    main = ["main analysis"]
+    for direction in results.directions:
+        main += [whole(results.of(cohort, direction).voxels), "", ""]
+    settings = _variant_rows(results, by_setting)
+    studies = _variant_rows(results, by_study)
+    return Variants(
+        cohort,
+        _variant_table(results, f"Settings, cohort {cohort}", [main, *settings]) if settings else None,
+        _variant_table(results, f"One source study left out, cohort {cohort}", [main, *studies])
+        if studies
+        else None,
+        listed(_left_out(results, by_study)),
+    )
+
+
+def _variant_table(results: Results, caption: str, rows: list[list[str]]) -> Table:
+    columns = [f"{d}: {what}" for d in results.directions for what in ("voxels", "Dice", "spatial r")]
+    return Table(caption, ["variant", *columns], rows, ("variant",))
+
+
+def _variant_rows(results: Results, table: pd.DataFrame) -> list[list[str]]:
+    rows: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row in table.to_dict("records"):
+        cells = [whole(row["voxels"]), fixed(row["dice"], 3), fixed(row["spatial_r"], 3)]
+        rows.setdefault((row["analysis"], row["parameter"]), {})[row["direction"]] = cells
+    lines = []
+    for (analysis, parameter), found in rows.items():
+        line = [_variant_name(analysis, parameter)]
+        for direction in results.directions:
+            line += found.get(direction, [MISSING] * 3)
+        lines.append(line)
+    return lines
+
+
+def _variant_name(analysis: str, parameter: str) -> str:
+    if analysis == "radius":
+        return f"radius {parameter} mm"
+    if analysis == "at_least":
+        return f"at least {share(float(parameter))}"
+    return f"without {parameter}"
+
+
+def _left_out(results: Results, table: pd.DataFrame) -> Iterator[str]:
+    for direction in results.directions:
+        dice = table.loc[table["direction"] == direction].dropna(subset="dice")
+        if len(dice):
+            least = dice.loc[dice["dice"].idxmin()]
+            yield (
+                f"{direction}: Dice with the main network {fixed(np.median(dice['dice']), 3)} in the median, at least "
+                f"{fixed(least['dice'], 3)} (without {least['parameter']})"
+            )
+
+
+def replication(results: Results) -> list[str]:
+    """Agreement of the first cohort with each other one, a sentence per cohort and direction."""
+    lines = []
+    first = results.cohorts[0]
+    found = results.robustness[results.robustness["analysis"] == "cohort"]
+    for row in found.to_dict("records"):
+        a, b = results.of(first, row["direction"]), results.of(row["parameter"], row["direction"])
+        both = int(results.grid.painted[a.inside & b.inside].sum())
+        again = f"; {percent(both / a.voxels)} of the network of {first} is found again" if a.voxels else ""
+        lines.append(
+            f"{row['direction']}: {row['parameter']} ({b.voxels:,} voxels) against {first} ({a.voxels:,} voxels): Dice "
+            f"{fixed(row['dice'], 3)}; spatial r of the probability maps {fixed(row['spatial_r'], 3)}{again}."
+        )
+    return lines
+
+
+def contrasts_table(results: Results) -> Table:
+    """Contrasts with their coordinates and seeds."""
+    columns = ["source_study", "contrast", "direction", "n_coordinates", "n_outside", "n_voxels"]
+    seed = f"{results.element}s of the seed"
+    head = ["source study", "contrast", "direction", "coordinates", "off the grid", seed]
+    rows = [
+        [*map(str, row[:3]), *(whole(number) for number in row[3:])]
+        for row in results.seeds[columns].itertuples(index=False, name=None)
+    ]
+    return Table("Contrasts", head, rows, ("source study", "contrast", "direction"))
+
+
+def fingerprints_table(results: Results) -> Table:
+    """What identifies the inputs and the software of the run."""
+    facts = results.provenance
+    rows = [["study file", facts["study_file"]["name"], f"SHA-256 {facts['study_file']['sha256']}"]]
+    rows.append(["grid", facts["grid"]["description"], facts["grid"]["fingerprint"]])
+    rows += [[f"cohort {name}", c["store"], c["content"]] for name, c in facts["cohorts"].items()]
+    rows.append(["seeds", results.settings["coordinates"], facts["seeds"]])
+    for source in facts["atlas"]["sources"]:
+        digest = f"SHA-256 {source['sha256']}" if "sha256" in source else source.get("from", "")
+        rows.append(["atlas", source.get("file") or source.get("name", ""), digest])
+    software = {"ketanet": facts["ketanet"], "Python": facts["python"], **facts["packages"]}
+    rows += [[name, "software", number] for name, number in software.items()]
+    return Table(
+        "Inputs and versions",
+        ["what", "where", "fingerprint or version"],
+        rows,
+        ("where", "fingerprint or version"),
+    )
