@@ -65,7 +65,7 @@ def overlap(
     ----------
     Ma et al. 2026, doi 10.1192/j.eurpsy.2026.10164: 60 %, 30 voxels; 18-connectivity reproduces the published maps.
     """
-    spec.validate(maps, "group")
+    spec.validate(maps, "maps")
     check_settings(at_least, min_cluster, connectivity)
     spec.choice(sign, spec.SIGNS, "sign")
     grid = grid_from_attrs(maps.attrs["grid"])
@@ -74,15 +74,13 @@ def overlap(
     for name in wanted:
         if name not in present:
             raise InputError(f"no contrast has direction {name!r}; there are: {', '.join(present)}")
-    t, below = da.asarray(maps["t"].data), da.asarray(maps["significant"].data)
-    side = {"positive": t > 0, "negative": t < 0, "any": True}[sign]
-    covers, tested = below & side, ~da.isnan(t)
-    settings = (at_least, min_cluster if grid.has_extent else 0, connectivity)
+    settings = (grid, at_least, min_cluster, connectivity, sign)
     parts, sizes = [], []
     for name in wanted:
         chosen = np.flatnonzero(maps["direction"].values == name)
-        count = da.where(tested[chosen].any(axis=0), covers[chosen].sum(axis=0), -1).astype(np.int32)
-        parts.append(_network_arrays(count, len(chosen), grid, settings))
+        parts.append(
+            _lazy_network(da.asarray(maps["t"].data)[chosen], da.asarray(maps["significant"].data)[chosen], settings)
+        )
         sizes.append(len(chosen))
     data = {v.name: (v.dims, da.stack([p[v.name] for p in parts]), v.attrs) for v in spec.NETWORKS}
     kept = {
@@ -199,10 +197,30 @@ def _one_of(group: xr.Dataset, dim: str, wanted: str | None) -> xr.Dataset:
     return group.isel({dim: names.index(chosen)})
 
 
+def network_arrays(
+    t: NDArray[Any],
+    significant: NDArray[np.bool_],
+    grid: Grid,
+    at_least: float,
+    min_cluster: int,
+    connectivity: int,
+    sign: str,
+) -> dict[str, NDArray[Any]]:
+    """Count, probability and network (voxel,) of the maps (contrast, voxel) of one direction: kernel of
+    :func:`overlap`."""
+    tested = ~np.isnan(t).all(axis=0)
+    with np.errstate(invalid="ignore"):
+        covers = {"positive": significant & (t > 0), "negative": significant & (t < 0), "any": significant}[sign]
+    count = np.where(tested, covers.sum(axis=0), -1).astype(np.int32)
+    probability = np.where(tested, count / len(t), np.nan).astype(np.float32)
+    network = network_of(count, len(t), grid, at_least, min_cluster, connectivity)
+    return {"count": count, "probability": probability, "network": network}
+
+
 def network_of(
     count: NDArray[Any], n_contrasts: int, grid: Grid, at_least: float, min_cluster: int, connectivity: int
 ) -> NDArray[np.bool_]:
-    """Voxels that enough contrasts cover, in clusters large enough, bool (voxel,). Kernel of :func:`overlap`."""
+    """Voxels that enough contrasts cover, in clusters large enough (on a volume), bool (voxel,)."""
     above = (count > 0) & (count >= at_least * n_contrasts - _TOUCH)
     if min_cluster > 1 and grid.has_extent:
         above = grid.gather(drop_small(grid.paint(above), min_cluster, connectivity)) > 0
@@ -218,12 +236,9 @@ def check_settings(at_least: float, min_cluster: int, connectivity: int) -> None
     spec.choice(connectivity, spec.CONNECTIVITIES, "connectivity")
 
 
-def _network_arrays(
-    count: da.Array, n_contrasts: int, grid: Grid, settings: tuple[float, int, int]
-) -> dict[str, da.Array]:
-    network = dask.delayed(network_of, pure=True)(count, n_contrasts, grid, *settings)
+def _lazy_network(t: da.Array, significant: da.Array, settings: tuple[Any, ...]) -> dict[str, da.Array]:
+    made = dask.delayed(network_arrays, pure=True)(t, significant, *settings)
+    dtypes = {"count": np.int32, "probability": np.float32, "network": np.bool_}
     return {
-        "count": count,
-        "probability": da.where(count < 0, np.nan, count / n_contrasts).astype(np.float32),
-        "network": da.from_delayed(network, count.shape, np.bool_, meta=np.empty(0, np.bool_)),
+        name: da.from_delayed(made[name], t.shape[1:], dtype, meta=np.empty(0, dtype)) for name, dtype in dtypes.items()
     }

@@ -93,6 +93,11 @@ GROUP: Final = (
     Variable("significant", ("seed", "voxel"), "b", "adjusted p below alpha, on the side tested"),
 )
 
+MAPS: Final = tuple(v for v in GROUP if v.name in ("t", "significant")) + tuple(
+    v for v in SEEDS if v.name in ("seed", "source_study", "direction")
+)
+"""What the overlap needs of group maps."""
+
 NETWORKS: Final = (
     Variable("count", ("direction", "voxel"), "i", "contrasts whose group map covers the voxel; -1 = not tested"),
     Variable("probability", ("direction", "voxel"), "f", "fraction of contrasts that cover the voxel"),
@@ -109,6 +114,7 @@ KINDS: Final[Mapping[str, tuple[Variable, ...]]] = {
     "cohort": COHORT,
     "seeds": SEEDS,
     "group": GROUP,
+    "maps": MAPS,
     "networks": NETWORKS,
     "atlas": ATLAS,
 }

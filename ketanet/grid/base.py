@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -239,9 +240,16 @@ def grid_from_attrs(attrs: dict[str, Any]) -> Grid:
     StoreError
         The kind is unknown, or the attributes are damaged.
     """
+    return _grid_from_text(json.dumps(attrs, sort_keys=True))
+
+
+@lru_cache(maxsize=8)
+def _grid_from_text(text: str) -> Grid:
+    """A store's grid is asked for again and again, and costs milliseconds to rebuild."""
     from ketanet.grid.parcels import ParcelGrid
     from ketanet.grid.volume import VolumeGrid
 
+    attrs = json.loads(text)
     kinds: dict[str, type[VolumeGrid] | type[ParcelGrid]] = {g.kind: g for g in (VolumeGrid, ParcelGrid)}
     try:
         grid: Grid = kinds[attrs["kind"]].from_attrs(attrs)

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from ketanet.grid import Grid, grid_from_attrs
 from ketanet.inference.comparison import compare_maps
-from ketanet.networks import overlap
+from ketanet.networks import network_arrays
 
 COLUMNS = ["cohort", "direction", "analysis", "parameter", "voxels", "dice", "spatial_r"]
 
@@ -49,30 +50,52 @@ def robustness_table(
         voxels (image voxels of the variant), dice, spatial_r (of the unthresholded probability).
     """
     grid = grid_from_attrs(group.attrs["grid"])
+    networks = networks.compute()
     rows: list[dict[str, Any]] = []
     for cohort in networks["cohort"].values:
         main = networks.sel(cohort=cohort)
-        own = group.sel(cohort=cohort)
+        own = _in_memory(group, cohort)
         variants: list[tuple[str, str, xr.Dataset, dict[str, Any]]]
-        variants = [("radius", f"{radius:g}", maps.sel(cohort=cohort), {}) for radius, maps in (radii or {}).items()]
+        variants = [("radius", f"{radius:g}", _in_memory(maps, cohort), {}) for radius, maps in (radii or {}).items()]
         variants += [("at_least", f"{share:g}", own, {"at_least": share}) for share in at_least]
         if leave_one_study_out:
             variants += [("leave_one_study_out", study, maps, {}) for study, maps in _without_each_study(own)]
         for analysis, parameter, maps, changed in variants:
-            wanted = [d for d in settings["directions"] if d in maps["direction"].values]
-            variant = overlap(maps, **{**settings, **changed, "directions": wanted}).compute()
-            rows += _compare(str(cohort), analysis, parameter, main, variant, grid)
+            variant = _networks(maps, grid, {**settings, **changed})
+            rows += _compare(str(cohort), analysis, parameter, _arrays(main), variant, grid)
     discovery = networks.isel(cohort=0)
     for cohort in networks["cohort"].values[1:]:
-        rows += _compare(
-            str(discovery["cohort"].item()),
-            "cohort",
-            str(cohort),
-            discovery,
-            networks.sel(cohort=cohort),
-            grid,
-        )
+        other = _arrays(networks.sel(cohort=cohort))
+        rows += _compare(str(discovery["cohort"].item()), "cohort", str(cohort), _arrays(discovery), other, grid)
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+_Networks = dict[str, dict[str, NDArray[Any]]]
+
+
+def _in_memory(group: xr.Dataset, cohort: Any) -> xr.Dataset:
+    """What every variant reads again: 5 bytes a contrast and voxel."""
+    return group[["t", "significant"]].sel(cohort=cohort).compute()
+
+
+def _arrays(networks: xr.Dataset) -> _Networks:
+    """Arrays of each direction, by name."""
+    return {
+        str(d): {name: networks[name].sel(direction=d).values for name in ("probability", "network")}
+        for d in networks["direction"].values
+    }
+
+
+def _networks(maps: xr.Dataset, grid: Grid, settings: Mapping[str, Any]) -> _Networks:
+    """Networks of one variant, of the directions that have a contrast left."""
+    options = {k: v for k, v in settings.items() if k != "directions"}
+    found: _Networks = {}
+    for direction in settings["directions"]:
+        chosen = np.flatnonzero(maps["direction"].values == direction)
+        if len(chosen):
+            t, significant = maps["t"].values[chosen], maps["significant"].values[chosen]
+            found[direction] = network_arrays(t, significant, grid, **options)
+    return found
 
 
 def _without_each_study(group: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
@@ -84,20 +107,14 @@ def _without_each_study(group: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
 
 
 def _compare(
-    cohort: str, analysis: str, parameter: str, main: xr.Dataset, variant: xr.Dataset, grid: Grid
+    cohort: str, analysis: str, parameter: str, main: _Networks, variant: _Networks, grid: Grid
 ) -> Iterator[dict[str, Any]]:
-    for direction in variant["direction"].values:
-        a, b = main.sel(direction=direction), variant.sel(direction=direction)
-        found = compare_maps(
-            a["network"].values,
-            b["network"].values,
-            a["probability"].values,
-            b["probability"].values,
-            grid.painted,
-        )
+    for direction, b in variant.items():
+        a = main[direction]
+        found = compare_maps(a["network"], b["network"], a["probability"], b["probability"], grid.painted)
         yield {
             "cohort": cohort,
-            "direction": str(direction),
+            "direction": direction,
             "analysis": analysis,
             "parameter": parameter,
             "voxels": found.voxels_b,

@@ -2,12 +2,13 @@
 
 from ketanet.seeds.build import seed_weights, seeds_from_coordinates
 from ketanet.seeds.images import seeds_from_images
-from ketanet.seeds.load import load_seeds
+from ketanet.seeds.load import holds_images, load_seeds
 from ketanet.seeds.spaces import mni_to_talairach, talairach_to_mni
 from ketanet.seeds.tables import read_coordinates
 from ketanet.seeds.write import seeds_table, write_seeds
 
 __all__ = [
+    "holds_images",
     "load_seeds",
     "mni_to_talairach",
     "read_coordinates",

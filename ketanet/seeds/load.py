@@ -50,16 +50,27 @@ def load_seeds(
     InputError
         The source is missing, holds neither coordinates nor images or both, or is not usable.
     """
-    path = Path(source)
-    images = path.name.lower().endswith(NIFTI)
-    if path.is_dir():
-        folders = [path, *(entry for entry in path.iterdir() if entry.is_dir())]
-        images, tables = (any(files_in(folder, kind) for folder in folders) for kind in (NIFTI, EXCEL))
-        if images == tables:
-            state = "both" if images else "neither"
-            raise InputError(f"{path}: the folder holds {state} NIfTI images and Excel files; one kind is needed")
-    if images:
-        return seeds_from_images(path, grid, directions=directions, direction=direction)
+    if holds_images(source):
+        return seeds_from_images(source, grid, directions=directions, direction=direction)
     return seeds_from_coordinates(
-        path, grid, radius_mm=radius_mm, rule=rule, directions=directions, direction=direction, space=space
+        source, grid, radius_mm=radius_mm, rule=rule, directions=directions, direction=direction, space=space
     )
+
+
+def holds_images(source: PathLike) -> bool:
+    """Whether a source of seeds is images (or a folder of them), not coordinates.
+
+    Raises
+    ------
+    InputError
+        A folder holds neither images nor coordinates, or both.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return path.name.lower().endswith(NIFTI)
+    folders = [path, *(entry for entry in path.iterdir() if entry.is_dir())]
+    images, tables = (any(files_in(folder, kind) for folder in folders) for kind in (NIFTI, EXCEL))
+    if images == tables:
+        state = "both" if images else "neither"
+        raise InputError(f"{path}: the folder holds {state} NIfTI images and Excel files; one kind is needed")
+    return images

@@ -29,7 +29,7 @@ from ketanet.group import one_sample, threshold
 from ketanet.inference import robustness_table
 from ketanet.networks import overlap
 from ketanet.report import write_report
-from ketanet.seeds import load_seeds, seeds_table
+from ketanet.seeds import holds_images, read_coordinates, seeds_from_coordinates, seeds_from_images, seeds_table
 from ketanet.seeds.stack import stack_seeds
 from ketanet.study.ledger import Ledger, claim, digest
 from ketanet.study.outputs import CONTENTS, write_maps
@@ -151,17 +151,18 @@ def _open(study: Study) -> _Inputs:
 def _seeds(study: Study, grid: Grid) -> dict[float | None, xr.Dataset]:
     """Seeds of the main radius first, then of the radii of the robustness analysis."""
     settings = study.seeds
+    if holds_images(study.coordinates):
+        return {None: seeds_from_images(study.coordinates, grid, directions=study.directions)}
+    table = read_coordinates(study.coordinates, directions=study.directions)
 
     def load(radius: float) -> xr.Dataset:
-        return load_seeds(study.coordinates, grid, radius_mm=radius, rule=settings.rule, directions=study.directions)
+        return seeds_from_coordinates(table, grid, radius_mm=radius, rule=settings.rule, directions=study.directions)
 
-    main = load(settings.radius_mm)
-    sets: dict[float | None, xr.Dataset] = {None: main}
-    if main.attrs.get("radius_mm") is not None:
-        with warnings.catch_warnings():
-            # said once, for the main radius
-            warnings.simplefilter("ignore", KetanetWarning)
-            sets |= {r: load(r) for r in study.robustness.radii_mm if r != settings.radius_mm}
+    sets: dict[float | None, xr.Dataset] = {None: load(settings.radius_mm)}
+    with warnings.catch_warnings():
+        # said once, for the main radius
+        warnings.simplefilter("ignore", KetanetWarning)
+        sets |= {r: load(r) for r in study.robustness.radii_mm if r != settings.radius_mm}
     return sets
 
 
@@ -177,6 +178,8 @@ def _run(inputs: _Inputs, folder: Path, source: Path) -> None:
     group_key = _group_stage(inputs, folder, ledger)
     group = open_results(folder / "group.zarr")
     radii = {r: open_results(folder / f"group_radius-{r:g}.zarr") for r in inputs.seeds if r is not None}
+    if not inputs.grid.has_extent:
+        log.info("extent: off, the grid holds parcels")
     networks_key = digest(group_key, inputs.overlap_settings)
     if _due(ledger, "networks", networks_key, ["networks.zarr"]):
         with ledger.stage("networks", networks_key, ["networks.zarr"]):
