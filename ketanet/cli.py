@@ -404,13 +404,18 @@ def _plain_output(debug: bool) -> Iterator[None]:
         if debug or issubclass(category, KetanetWarning):
             print(f"warning: {message}", file=sys.stderr)
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log, handler = logging.getLogger("ketanet"), logging.StreamHandler(sys.stderr)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     for name in ("distributed", "matplotlib", "nilearn", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = show
-        yield
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
 
 
 def _print_json(value: Any) -> None:

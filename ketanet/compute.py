@@ -255,7 +255,13 @@ def open_results(path: str | os.PathLike[str]) -> xr.Dataset:
         raise StoreError(
             f"{path}: the store has schema version {dataset.attrs['schema']!r}, this ketanet reads {SCHEMA_VERSION}"
         )
-    return dataset
+    return plain_text(dataset)
+
+
+def plain_text(dataset: xr.Dataset) -> xr.Dataset:
+    """Text coordinates as Python strings: numpy's variable-width strings, which stores decode to, do not convert."""
+    text = {k: v.variable.astype(object) for k, v in dataset.coords.items() if v.dtype.kind == "T"}
+    return dataset.assign_coords({k: v.compute() for k, v in text.items()})
 
 
 def _storable(dataset: xr.Dataset) -> xr.Dataset:

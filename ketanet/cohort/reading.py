@@ -14,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from ketanet import spec
+from ketanet.compute import plain_text
 from ketanet.errors import StoreError
 from ketanet.grid import Grid, grid_from_attrs, load_grid
 from ketanet.kernels.rows import decode
@@ -148,6 +149,7 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
             mask_and_scale=False,
             drop_variables=["bold", "bold_norm"],
         ).load()
+        dataset = plain_text(dataset)
         attrs = dict(dataset.attrs)
         bold = _fresh_array(address, "bold")
         norm = _fresh_array(address, "bold_norm")

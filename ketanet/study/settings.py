@@ -191,7 +191,8 @@ def _expand(text: str, folder: Path, source: str) -> str:
 
 def _in_words(error: ValidationError) -> str:
     """The first thing wrong, in one line."""
-    first = error.errors()[0]
+    # a misspelt key is the cause of the one that is missing
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     place = [str(part) for part in first["loc"]]
     key = ".".join(p for p in place if not p.startswith(("str", "dict[", "list[")))
     if first["type"] == "extra_forbidden":
