@@ -121,7 +121,7 @@ def simulate(
 
 @app.command()
 def ingest(
-    path: Annotated[Path, typer.Argument(help="Folder of images or tables, or an .npz file.")],
+    path: Annotated[Path, typer.Argument(help="Folder of images or tables, .txt list of images, or .npz.")],
     cohort: Annotated[Path, typer.Argument(help="Store to make.")],
     source: Annotated[SourceName, typer.Option("--source", help="Kind of input.")],
     pattern: Annotated[

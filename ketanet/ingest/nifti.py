@@ -26,7 +26,8 @@ class NiftiSource:
     Parameters
     ----------
     images : path or sequence of paths
-        A folder, searched by `pattern`; or image files, whose names without extension are the subjects.
+        A folder, searched by `pattern`; or image files, or a ``.txt`` file that lists them one a line, whose names
+        without extension are the subjects.
     mask : path
         3D image; its nonzero voxels are kept. Every image must have its shape and affine.
     pattern : str
@@ -74,7 +75,7 @@ class NiftiSource:
         for subject, path in self._listed():
             found.setdefault(subject, []).append(path)
         if not found:
-            raise InputError(f"{self.images}: no file matches the pattern {self.pattern!r}")
+            raise InputError(f"{self.images}: no image; none is listed, or none matches the pattern {self.pattern!r}")
         records, bad = [], {}
         for subject, paths in found.items():
             try:
@@ -87,9 +88,14 @@ class NiftiSource:
         return Scan(records, bad)
 
     def _listed(self) -> list[tuple[str, Path]]:
-        if isinstance(self.images, str | os.PathLike):
+        if not isinstance(self.images, str | os.PathLike):
+            paths = [Path(p) for p in self.images]
+        elif Path(self.images).suffix == ".txt" and Path(self.images).is_file():
+            listing = Path(self.images)
+            lines = (line.strip() for line in listing.read_text(encoding="utf-8").splitlines())
+            paths = [listing.parent / line for line in lines if line]
+        else:
             return list(find_files(Path(self.images), self.pattern))
-        paths = [Path(p) for p in self.images]
         return [(p.name.removesuffix(".gz").removesuffix(".nii"), p) for p in paths]
 
     def _record(self, subject: str, path: Path) -> Record:

@@ -27,18 +27,14 @@ METHOD: Final = Reference("Ma et al. 2026, European Psychiatry (the method)", "1
 SPECIFICITY: Final = Reference(
     "van den Heuvel et al., Nature Neuroscience (what such maps do not show)", "10.1038/s41593-025-02196-7"
 )
-_LANCASTER = Reference(
-    "Lancaster et al. 2007, Human Brain Mapping 28:1194-1205 (icbm2tal)", "10.1002/hbm.20345"
-)
+_LANCASTER = Reference("Lancaster et al. 2007, Human Brain Mapping 28:1194-1205 (icbm2tal)", "10.1002/hbm.20345")
 _BH = Reference(
     "Benjamini and Hochberg 1995, Journal of the Royal Statistical Society B 57:289-300",
     "10.1111/j.2517-6161.1995.tb02031.x",
 )
 _BY = Reference("Benjamini and Yekutieli 2001, Annals of Statistics 29:1165-1188", "10.1214/aos/1013699998")
 _DICE = Reference("Dice 1945, Ecology 26:297-302", "10.2307/1932409")
-_TEMPLATE = Reference(
-    "Fonov et al. 2011, NeuroImage 54:313-327 (template)", "10.1016/j.neuroimage.2010.07.033"
-)
+_TEMPLATE = Reference("Fonov et al. 2011, NeuroImage 54:313-327 (template)", "10.1016/j.neuroimage.2010.07.033")
 
 
 def departures(results: Results) -> list[str]:
@@ -80,8 +76,8 @@ def data_differences(results: Results) -> list[str]:
     sizes = np.linalg.norm(results.grid.affine[:3, :3], axis=0)
     if results.on_parcels:
         lines.append(
-            f"Time series of {results.grid.n_voxels:,} parcels, not of voxels: seeds are weights on parcels, every map is "
-            "constant within a parcel, and the extent threshold is off."
+            f"Time series of {results.grid.n_voxels:,} parcels, not of voxels: seeds are weights on parcels, every map "
+            "is constant within a parcel, and the extent threshold is off."
         )
     elif not np.allclose(sizes, _PUBLISHED_VOXEL_MM, atol=0.01):
         words = " × ".join(f"{s:g}" for s in np.round(sizes, 2))
@@ -89,14 +85,12 @@ def data_differences(results: Results) -> list[str]:
     if not results.from_coordinates:
         lines.append("Seeds given as images; published: spheres around coordinates.")
     if not results.settings["group"].get("mask"):
-        lines.append(
-            "No mask for the group test beside the grid of the cohort; published: a grey-matter mask."
-        )
+        lines.append("No mask for the group test beside the grid of the cohort; published: a grey-matter mask.")
     for name, facts in results.provenance["cohorts"].items():
         if facts.get("provenance", {}).get("cleaning", {}).get("global_signal") is not True:
             lines.append(
-                f"Cohort {name}: the global signal was not regressed out by ketanet (it may have been before); published: "
-                "regressed out."
+                f"Cohort {name}: the global signal was not regressed out by ketanet (it may have been before); "
+                "published: regressed out."
             )
     lines.append(
         "The published validation with random coordinates (1,000 draws) is not part of this version of ketanet."
@@ -107,7 +101,7 @@ def data_differences(results: Results) -> list[str]:
 def references(results: Results) -> list[Reference]:
     """Publications that the methods text names, those of the atlas included."""
     found = [METHOD]
-    if results.from_coordinates:
+    if results.provenance["talairach_coordinates"]:
         found.append(_LANCASTER)
     correction = results.settings["group"]["correction"]
     if correction.startswith("fdr_bh"):

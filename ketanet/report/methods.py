@@ -52,15 +52,13 @@ def methods_text(results: Results) -> list[Paragraph]:
 
 
 def _design(results: Results) -> str:
-    numbers = [
-        f"{count(results.of(results.cohorts[0], d).n_contrasts, 'contrast')} of {d}"
-        for d in results.directions
-    ]
+    numbers = [f"{count(results.of(results.cohorts[0], d).n_contrasts, 'contrast')} of {d}" for d in results.directions]
     many = count(results.seeds["source_study"].nunique(), "source study")
     apart = " Each direction was analysed apart." if len(results.directions) > 1 else ""
     return (
-        f"Functional connectivity network mapping (Ma et al. 2026) was done with ketanet {results.provenance['ketanet']}, "
-        f"preset {results.settings['preset']}. The unit of analysis was the contrast: {listed(numbers)}, from {many}. "
+        "Functional connectivity network mapping (Ma et al. 2026) was done with ketanet "
+        f"{results.provenance['ketanet']}, preset {results.settings['preset']}. The unit of analysis was "
+        f"the contrast: {listed(numbers)}, from {many}. "
         f"Contrasts were not weighted, neither by source study nor by the number of participants.{apart}"
     )
 
@@ -74,8 +72,8 @@ def _cohorts(results: Results) -> str:
         tr = listed(f"{t:g}" for t in facts["tr_s"])
         about = facts.get("provenance", {})
         parts.append(
-            f"Cohort {name} ({facts['role']}): {count(facts['subjects'], 'person')}{chosen}; {frames} frames of resting-"
-            f"state BOLD a person, repetition time {tr} s. {about.get('methods', '')}".rstrip()
+            f"Cohort {name} ({facts['role']}): {count(facts['subjects'], 'person')}{chosen}; {frames} frames of "
+            f"resting-state BOLD a person, repetition time {tr} s. {about.get('methods', '')}".rstrip()
         )
     return " ".join([*parts, f"Grid: {results.provenance['grid']['description']}."])
 
@@ -88,27 +86,31 @@ def _seeds(results: Results) -> str:
         )
     settings, grid = results.settings["seeds"], results.grid
     radius = settings["radius_mm"]
+    voxel = "image voxel" if results.on_parcels else "voxel"
     if settings["rule"] == "fcnm":
         rule = (
-            f"Each coordinate went to its nearest {'image ' if results.on_parcels else ''}voxel (rule fcnm: coordinates "
-            f"divided by the voxel size and rounded, halves away from zero, before the origin is added), and a sphere of nominally {radius:g} mm "
-            "was placed there, its radius rounded to whole voxels: "
-            f"{count(_sphere_size(grid, radius), 'voxel')} a coordinate."
+            f"Each coordinate went to its nearest {voxel} (rule fcnm: divided by the voxel size and rounded, halves "
+            f"away from zero, before the origin is added), and a sphere of nominally {radius:g} mm was placed there, "
+            f"its radius rounded to whole voxels: {count(_sphere_size(grid, radius), 'voxel')} a coordinate."
         )
     else:
         rule = (
-            f"The sphere of a coordinate was every {'image ' if results.on_parcels else ''}voxel whose centre lies "
-            f"within {radius:g} mm of it, and the voxel that holds it (rule mm)."
+            f"The sphere of a coordinate was every {voxel} whose centre lies within {radius:g} mm of it, and the "
+            f"{voxel} that holds it (rule mm)."
         )
     parcels = " On the parcels, the weight of a parcel was the number of voxels of the union that it holds."
-    off = int(results.seeds["n_outside"].sum())
-    total = int(results.seeds["n_coordinates"].sum())
+    foreign = results.provenance["talairach_coordinates"]
+    space = (
+        f"{count(foreign, 'coordinate')} in Talairach space {'was' if foreign == 1 else 'were'} brought to MNI space by "
+        "the inverse of icbm2tal, SPM variant (Lancaster et al. 2007); the others were used as they are."
+        if foreign
+        else "All coordinates were stated in MNI space."
+    )
+    off, total = int(results.seeds["n_outside"].sum()), int(results.seeds["n_coordinates"].sum())
     return (
-        "Coordinates stated in Talairach space, where there were any, were brought to MNI space by the inverse of "
-        f"icbm2tal, SPM variant (Lancaster et al. 2007); MNI coordinates were used as they are. {rule} The seed of a contrast was the union of "
-        "the spheres of all its coordinates (a coordinate given twice counted once), not clipped to any mask but the "
-        f"grid of the cohort; {off} of {count(total, 'coordinate')} lay off that grid."
-        f"{parcels if results.on_parcels else ''}"
+        f"{space} {rule} The seed of a contrast was the union of the spheres of all its coordinates (a "
+        f"coordinate given twice counted once), not clipped to any mask but the grid of the cohort; {off} of {count(total, 'coordinate')} lay "
+        f"off that grid.{parcels if results.on_parcels else ''}"
     )
 
 
@@ -140,9 +142,7 @@ def _group(results: Results) -> str:
     element = results.element
     if settings.get("mask"):
         majority = f" ({element}s of which more than half lies in it)" if results.on_parcels else ""
-        where = (
-            f"in the {count(facts['inside'], element)} of the mask {Path(settings['mask']).name}{majority}"
-        )
+        where = f"in the {count(facts['inside'], element)} of the mask {Path(settings['mask']).name}{majority}"
     else:
         where = f"in all {count(facts['inside'], element)} of the grid; no further mask was given"
     side = {
@@ -150,23 +150,24 @@ def _group(results: Results) -> str:
         "two-sided": "Two-sided p = 2 P(T > |t|).",
     }[settings["tail"]]
     return (
-        f"For each contrast, z was tested against zero over people with a one-sample t-test {where}. No covariates were "
-        f"used. Degrees of freedom were n − 1, n being the people with signal in both seed and {element} "
-        f"({_range(facts['n'])}). {side} {_untested(facts, element)}"
+        f"For each contrast, z was tested against zero over people with a one-sample t-test {where}. No covariates "
+        f"were used. Degrees of freedom were n − 1, n being the people with signal in both seed and {element} "
+        f"({_people(facts['n'])}). {side} {_untested(facts, element)}"
     )
 
 
 def _tested(results: Results) -> dict[str, Any]:
-    """Elements inside the mask, range of n where t is defined, and of elements inside without a t, over the maps."""
+    """Elements inside the mask, range of n where t is defined by cohort, and how many elements inside have no t."""
     group = results.group
-    defined = ~np.isnan(group["t"])
-    n = group["n"]
-    low, high, lacking = dask.compute(n.where(defined).min(), n.where(defined).max(), (~defined).sum("voxel"))
+    defined = group["t"].notnull()
+    n = group["n"].where(defined)
+    over = ["seed", "voxel"]
+    low, high, lacking = dask.compute(n.min(dim=over), n.max(dim=over), (~defined).sum(dim="voxel"))
     inside = int(group.attrs["n_tested"])
     untested = lacking.values - (results.grid.n_voxels - inside)
     return {
         "inside": inside,
-        "n": (float(low), float(high)),
+        "n": dict(zip(results.cohorts, zip(low.values.tolist(), high.values.tolist(), strict=True), strict=True)),
         "maps": int(untested.size),
         "untested_maps": int((untested > 0).sum()),
         "most_untested": int(untested.max()),
@@ -175,20 +176,23 @@ def _tested(results: Results) -> dict[str, Any]:
 
 def _untested(facts: dict[str, Any], element: str) -> str:
     why = (
-        f"A {element} where z does not vary over people (a seed of one {element} has r = 1 with itself in everyone), or "
-        "where fewer than two people have signal, has no t: it was not tested, and not counted by the correction"
+        f"A {element} where z does not vary over people (a seed of one {element} has r = 1 with itself in everyone), "
+        "or where fewer than two people have signal, has no t: it was not tested, and not counted by the correction"
     )
     if not facts["untested_maps"]:
         return f"{why}; here there was none."
     many = count(facts["untested_maps"], "map")
-    return f"{why}; this was so in {many} of {facts['maps']}, in at most {count(facts['most_untested'], element)} of a map."
+    most = count(facts["most_untested"], element)
+    return f"{why}; this was so in {many} of {facts['maps']}, in at most {most} of a map."
 
 
-def _range(limits: tuple[float, float]) -> str:
-    low, high = limits
-    if not np.isfinite(low):
-        return "nobody"
-    return f"{whole(low)}" if low == high else f"{whole(low)} to {whole(high)}"
+def _people(limits: dict[str, tuple[float, float]]) -> str:
+    """Range of the people tested, by cohort."""
+    words = []
+    for cohort, (low, high) in limits.items():
+        n = whole(low) if low == high or np.isnan(low) else f"{whole(low)} to {whole(high)}"
+        words.append(f"{cohort}: {n}")
+    return "; ".join(words)
 
 
 def _correction(results: Results) -> str:
@@ -198,8 +202,8 @@ def _correction(results: Results) -> str:
     text = {
         "fdr_bh_positive": (
             f"p was adjusted within each map by {bh} over the {element}s with t > 0 only, as the published scripts do. "
-            f"The one-sided p of these {element}s all lie below .5, so the true false discovery rate can reach twice the "
-            f"nominal one: {2 * alpha:g} at q < {alpha:g}."
+            f"The one-sided p of these {element}s all lie below .5, so the true false discovery rate can reach twice "
+            f"the nominal one: {2 * alpha:g} at q < {alpha:g}."
         ),
         "fdr_bh": f"p was adjusted within each map by {bh} over all {element}s tested.",
         "fdr_by": (
@@ -209,9 +213,7 @@ def _correction(results: Results) -> str:
         "bonferroni": f"p was multiplied by the number of {element}s tested in the map (Bonferroni).",
         "none": f"p was not corrected for the number of {element}s tested.",
     }[settings["correction"]]
-    name = "p" if settings["correction"] in ("bonferroni", "none") else "q"
-    how = "uncorrected" if settings["correction"] == "none" else "adjusted"
-    label = f"{how} p" if name == "p" else "adjusted p (q)"
+    label = {"none": "uncorrected p", "bonferroni": "adjusted p"}.get(settings["correction"], "adjusted p (q)")
     return f"{text} {element.capitalize()}s with {label} below {alpha:g} made the binary map of the contrast."
 
 
@@ -233,8 +235,8 @@ def _overlap(results: Results) -> str:
     else:
         extent = "No extent threshold was applied."
     return (
-        f"The network probability map of a direction is the fraction of its contrasts whose binary map ({side}) covers a "
-        f"{element}. The network is where it is at least {share(settings['at_least'])}; the values stay. {extent}"
+        f"The network probability map of a direction is the fraction of its contrasts whose binary map ({side}) covers "
+        f"a {element}. The network is where it is at least {share(settings['at_least'])}; the values stay. {extent}"
     )
 
 
@@ -279,8 +281,8 @@ def _robustness(results: Results) -> str:
     if not variants:
         return "No variants of the analysis were run."
     return (
-        f"The networks were compared with those of {'; '.join(variants)}: by the Dice coefficient of the networks (Dice "
-        "1945) and by Pearson's r of the unthresholded probability over space"
+        f"The networks were compared with those of {'; '.join(variants)}: by the Dice coefficient of the networks "
+        "(Dice 1945) and by Pearson's r of the unthresholded probability over space"
         f"{', both weighted by the voxels of each parcel' if results.on_parcels else ''}."
     )
 
@@ -288,6 +290,6 @@ def _robustness(results: Results) -> str:
 def _software(results: Results) -> str:
     packages = [f"{name} {number}" for name, number in results.provenance["packages"].items()]
     return (
-        f"ketanet {results.provenance['ketanet']}, Python {results.provenance['python']}, {listed(packages)}. The slices "
-        "show the MNI ICBM 152 template (Fonov et al. 2011) as shipped with nilearn."
+        f"ketanet {results.provenance['ketanet']}, Python {results.provenance['python']}, {listed(packages)}. The "
+        "slices show the MNI ICBM 152 template (Fonov et al. 2011) as shipped with nilearn."
     )

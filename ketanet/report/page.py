@@ -93,11 +93,16 @@ def _content(results: Results) -> dict[str, Any]:
         "title": results.settings["name"],
         "sentence": sentence(results),
         "warnings": warnings_of(results),
-        "key": Table("Networks", head, rows, ("direction", "cohort", "largest share of")),
+        "key": Table(
+            "Networks found, by direction and cohort",
+            head,
+            rows,
+            ("direction", "cohort", "canonical network covered most"),
+        ),
         "element": results.element,
         "maps": _maps(results),
         "shares": shares_table(results),
-        "share_figures": [figure for cohort in results.cohorts for figure in _share_figures(results, cohort)],
+        "share_figures": [_share_figures(results, cohort) for cohort in results.cohorts],
         "clusters": clusters,
         "main_cohort": results.cohorts[0],
         "on_parcels": results.on_parcels,
@@ -140,8 +145,8 @@ def _map_figure(results: Results, planes: Sequence[Slice], network: Network) -> 
         f"{count(results.people[network.cohort], 'person')}; {size}."
     )
     alt = (
-        f"Brain slices at {listed(plane.label for plane in planes)}: probability map and network of {network.direction} "
-        f"in cohort {network.cohort}; {size}."
+        f"Brain slices at {listed(plane.label for plane in planes)}: probability map and network of "
+        f"{network.direction} in cohort {network.cohort}; {size}."
     )
     return Figure(network_rows(results, planes, network), alt, caption, wide=True)
 
@@ -163,7 +168,5 @@ def _share_figures(results: Results, cohort: str) -> list[Figure]:
     figures = [Figure(draw_bars(names, shares, limit), f"Bar chart {alt}", caption)]
     if FEWEST_ON_POLAR <= len(names) <= MOST_ON_POLAR:
         polar = draw_polar(names, shares, limit)
-        figures.append(
-            Figure(polar, f"Polar chart {alt}", f"The same shares on a polar axis, cohort {cohort}.")
-        )
+        figures.append(Figure(polar, f"Polar chart {alt}", f"The same shares on a polar axis, cohort {cohort}."))
     return figures

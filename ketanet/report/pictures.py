@@ -29,9 +29,7 @@ def network_rows(results: Results, planes: Sequence[Slice], network: Network) ->
     return draw(planes, rows, scale=SCALE, mark=results.rule["at_least"])
 
 
-def network_picture(
-    folder: str | os.PathLike[str], path: str | os.PathLike[str], cohort: str | None = None
-) -> Path:
+def network_picture(folder: str | os.PathLike[str], path: str | os.PathLike[str], cohort: str | None = None) -> Path:
     """Draw the networks of all directions of a study in one picture, for a paper or a README.
 
     Each direction is a row of slices over the MNI152 template, left on the left, all with one colour scale from 0 to 1.
@@ -61,12 +59,8 @@ def network_picture(
     if name not in results.cohorts:
         raise InputError(f"{folder}: there is no cohort {name!r}; there are: {', '.join(results.cohorts)}")
     networks = [results.of(name, direction) for direction in results.directions]
-    rows = [
-        Row(f"{n.direction} ({count(n.n_contrasts, 'contrast')})", n.probability, n.inside) for n in networks
-    ]
-    image = draw(
-        choose_slices(results.grid, networks), rows, scale=SCALE, mark=results.rule["at_least"], zoom=2
-    )
+    rows = [Row(f"{n.direction} ({count(n.n_contrasts, 'contrast')})", n.probability, n.inside) for n in networks]
+    image = draw(choose_slices(results.grid, networks), rows, scale=SCALE, mark=results.rule["at_least"], zoom=2)
     partial = out.with_name(f".{out.name}.partial")
     with disk_errors(out):
         partial.write_bytes(image)

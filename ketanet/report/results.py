@@ -23,6 +23,9 @@ from ketanet.grid import Grid, grid_from_attrs
 _COUNTS: Final = ("n_coordinates", "n_outside", "n_voxels")
 _PLACES: Final = tuple(f"{what}_{axis}" for what in ("peak", "com") for axis in "xyz")
 
+_SETTINGS: Final = ("name", "preset", "coordinates", "directions", *spec.PRESETS["fcnm"])
+_FACTS: Final = ("ketanet", "python", "packages", "study_file", "grid", "cohorts", "seeds", "atlas")
+
 # Columns that hold numbers; all others are text, whatever they look like: a source study may be called 2008 or NA.
 _TABLES: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
     "seeds": ("seeds.tsv", ("seed", "source_study", "contrast", "direction"), _COUNTS),
@@ -119,17 +122,16 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
         The folder does not hold finished results, or a file in it is damaged.
     """
     root = Path(folder)
-    settings = _parsed(root / "study.toml", tomllib.loads)
-    provenance = _parsed(root / "provenance.json", json.loads)
+    settings = _parsed(root / "study.toml", tomllib.loads, _SETTINGS)
+    spec.choice(settings["preset"], spec.PRESETS, f"{root / 'study.toml'}: preset")
+    provenance = _parsed(root / "provenance.json", json.loads, _FACTS)
     tables = {name: _table(root / file, text, numbers) for name, (file, text, numbers) in _TABLES.items()}
     group, stored = (open_results(root / f"{name}.zarr") for name in ("group", "networks"))
     spec.validate(group, "group", extra_dims=("cohort",))
     spec.validate(stored, "networks", extra_dims=("cohort",))
     grid = grid_from_attrs(group.attrs["grid"])
     stored = stored.compute()
-    people = {
-        str(c): int(n) for c, n in zip(stored["cohort"].values, stored["n_subjects"].values, strict=True)
-    }
+    people = {str(c): int(n) for c, n in zip(stored["cohort"].values, stored["n_subjects"].values, strict=True)}
     networks = [
         _network(stored.sel(cohort=cohort, direction=direction), grid, float(stored.attrs["at_least"]))
         for direction in stored["direction"].values
@@ -166,13 +168,16 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: not a text file ({error}); run the study again") from error
 
 
-def _parsed(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _parsed(path: Path, parse: Callable[[str], Any], needed: Sequence[str]) -> dict[str, Any]:
+    text = _text(path)
     try:
-        return dict(parse(_text(path)))
-    except InputError:
-        raise
+        content = dict(parse(text))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); run the study again") from error
+    missing = [name for name in needed if name not in content]
+    if missing:
+        raise InputError(f"{path}: {missing[0]!r} is missing; this is not what a run leaves; run the study again")
+    return content
 
 
 def _table(path: Path, text: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:

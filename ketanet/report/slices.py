@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from ketanet.grid import Grid, nearest_resample
 from ketanet.report.results import Network
 
-COLOURS: Final = (
-    "plasma"  # even steps of lightness, told apart by colour-blind people, no hue of the grey template
-)
+COLOURS: Final = "plasma"  # even steps of lightness, told apart by colour-blind people, no hue of the grey template
 AXES: Final = "xyz"
 _SAGITTAL, _AXIAL = 0, 2
 _HORIZONTAL: Final = {_SAGITTAL: 1, _AXIAL: 0}
@@ -28,6 +26,7 @@ _VERTICAL: Final = {_SAGITTAL: 2, _AXIAL: 1}
 
 _AXIAL_CUTS = 6
 _SAGITTAL_QUANTILES = (0.5, 0.85)  # the midline of a bilateral network, and well into its right half
+_MIDLINE_MM = 3
 _MARGIN_MM = 3
 _GAP = 6
 _HEAD = 30  # pixels above each row of slices, for its title
@@ -57,7 +56,10 @@ class Slice:
 
 @dataclass(frozen=True)
 class Row:
-    """A map to show: values (voxel,) from 0 to 1, nothing where 0 or NaN; `inside` (voxel,) is outlined, the rest fades."""
+    """A map to show: values (voxel,) from 0 to 1, nothing where 0 or NaN.
+
+    `inside` (voxel,), where given, is outlined and the rest fades.
+    """
 
     title: str
     values: NDArray[np.float32]
@@ -90,6 +92,8 @@ def choose_slices(grid: Grid, networks: Sequence[Network]) -> list[Slice]:
     middle = (high + low) / 2
     axial = np.linspace(middle - reach, middle + reach, _AXIAL_CUTS)
     sagittal = np.quantile(places[:, _SAGITTAL], _SAGITTAL_QUANTILES)
+    # the midline itself runs between the hemispheres and shows neither
+    sagittal[np.abs(sagittal) < _MIDLINE_MM] = -_MIDLINE_MM
     planes = [(_SAGITTAL, at) for at in sagittal] + [(_AXIAL, at) for at in axial]
     return [cut(grid, axis, float(np.rint(at))) for axis, at in planes]
 
@@ -161,9 +165,7 @@ def _edge(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return inside & ~core
 
 
-def draw(
-    planes: Sequence[Slice], rows: Sequence[Row], *, scale: str, mark: float | None, zoom: int = 1
-) -> bytes:
+def draw(planes: Sequence[Slice], rows: Sequence[Row], *, scale: str, mark: float | None, zoom: int = 1) -> bytes:
     """Draw maps as rows of slices with one colour scale from 0 to 1.
 
     Parameters
@@ -206,16 +208,14 @@ def draw(
                 middle = left + tile.shape[1] / 2
                 axes.text(middle, height - 8, plane.label, fontsize=11, ha="center", color="black")
             left += tile.shape[1] + _GAP
-    axes.imshow(
-        np.repeat(np.repeat(canvas, zoom, 0), zoom, 1), extent=(0, width, height, 0), interpolation="nearest"
-    )
+    axes.imshow(np.repeat(np.repeat(canvas, zoom, 0), zoom, 1), extent=(0, width, height, 0), interpolation="nearest")
     _colour_scale(figure, width, height, scale, mark)
     return png(figure)
 
 
 def _sides(axes: Any, plane: Slice, left: int, top: int) -> None:
     """Mark the sides of a plane: left and right, or back and front."""
-    rows, columns = plane.brain.shape
+    columns = plane.brain.shape[1]
     for text, x in zip("LR" if plane.axis == _AXIAL else "PA", (left + 8, left + columns - 8), strict=True):
         axes.text(x, top + 12, text, fontsize=10, ha="center", va="center", color="0.25")
 

@@ -16,14 +16,13 @@ _SHOWN = 12
 def sentence(results: Results) -> str:
     """The study in one sentence."""
     contrasts = [
-        f"{count(results.of(results.cohorts[0], d).n_contrasts, 'contrast')} of {d}"
-        for d in results.directions
+        f"{count(results.of(results.cohorts[0], d).n_contrasts, 'contrast')} of {d}" for d in results.directions
     ]
     studies = count(results.seeds["source_study"].nunique(), "source study")
     people = [f"{count(n, 'person')} ({cohort})" for cohort, n in results.people.items()]
     return (
-        f"The networks that {listed(contrasts)} from {studies} share, mapped in the resting-state connectivity of "
-        f"{listed(people)}."
+        f"Functional connectivity network mapping of {listed(contrasts)} from {studies}, in the resting-state "
+        f"connectivity of {listed(people)}."
     )
 
 
@@ -33,18 +32,13 @@ def warnings_of(results: Results) -> list[str]:
 
 
 def _of_directions(results: Results) -> list[str]:
-    lines = [
-        f"No contrast has direction {direction}; there is no map of it."
-        for direction in results.settings["directions"]
-        if direction not in results.directions
+    absent = [d for d in results.settings["directions"] if d not in results.directions]
+    single = [d for d in results.directions if results.of(results.cohorts[0], d).n_contrasts == 1]
+    return [f"No contrast has direction {direction}; there is no map of it." for direction in absent] + [
+        f"Direction {direction} has one contrast: its probability map is the map of that contrast, and shows no "
+        "overlap."
+        for direction in single
     ]
-    for direction in results.directions:
-        if results.of(results.cohorts[0], direction).n_contrasts == 1:
-            lines.append(
-                f"Direction {direction} has one contrast: its probability map is the map of that contrast, and shows "
-                "no overlap."
-            )
-    return lines
 
 
 def _of_coordinates(results: Results) -> list[str]:
@@ -59,8 +53,7 @@ def _of_coordinates(results: Results) -> list[str]:
     single = seeds.loc[seeds["n_coordinates"] == 1, "contrast"]
     if len(single):
         lines.append(
-            f"{count(len(single), 'contrast')} of {len(seeds)} with one coordinate only: "
-            f"{listed(single, most=_SHOWN)}."
+            f"{count(len(single), 'contrast')} of {len(seeds)} with one coordinate only: {listed(single, most=_SHOWN)}."
         )
     return lines
 
@@ -85,7 +78,16 @@ def _of_networks(results: Results) -> list[str]:
 def key_numbers(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of networks: sizes, clusters, and the canonical network covered most."""
     part = "parcels" if results.on_parcels else "clusters"
-    head = ["direction", "cohort", "contrasts", "people", "voxels", "volume (cm³)", part, "largest share of"]
+    head = [
+        "direction",
+        "cohort",
+        "contrasts",
+        "people",
+        "voxels",
+        "volume (cm³)",
+        part,
+        "canonical network covered most",
+    ]
     return head, [_key_row(results, network) for network in results.networks]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ketanet.report.results import Network, Results, rows_of
-from ketanet.report.words import MISSING, fixed, listed, percent, share, whole
+from ketanet.report.words import MISSING, fixed, percent, share, whole
 
 CLUSTERS_SHOWN = 20
 
@@ -43,9 +43,7 @@ def shares_table(results: Results) -> Table:
     rows = []
     for name in names:
         first = by_network[0].loc[name]
-        cells = [
-            f"{percent(t.loc[name, 'share'])} ({whole(t.loc[name, 'overlap_voxels'])})" for t in by_network
-        ]
+        cells = [f"{percent(t.loc[name, 'share'])} ({whole(t.loc[name, 'overlap_voxels'])})" for t in by_network]
         rows.append([name, whole(first["network_voxels"]), whole(first["network_voxels_tested"]), *cells])
     caption = "Share of each canonical network that the network covers (voxels covered)"
     return Table(caption, head, rows, ("canonical network",))
@@ -96,10 +94,8 @@ def variants_of(results: Results, cohort: str) -> Variants:
     return Variants(
         cohort,
         _variant_table(results, f"Settings, cohort {cohort}", [main, *settings]) if settings else None,
-        _variant_table(results, f"One source study left out, cohort {cohort}", [main, *studies])
-        if studies
-        else None,
-        listed(_left_out(results, by_study)),
+        _variant_table(results, f"One source study left out, cohort {cohort}", [main, *studies]) if studies else None,
+        "; ".join(_left_out(results, by_study)),
     )
 
 
@@ -136,7 +132,7 @@ def _left_out(results: Results, table: pd.DataFrame) -> Iterator[str]:
         if len(dice):
             least = dice.loc[dice["dice"].idxmin()]
             yield (
-                f"{direction}: Dice with the main network {fixed(np.median(dice['dice']), 3)} in the median, at least "
+                f"{direction}: median Dice with the main network {fixed(np.median(dice['dice']), 3)}, lowest "
                 f"{fixed(least['dice'], 3)} (without {least['parameter']})"
             )
 
@@ -166,7 +162,12 @@ def contrasts_table(results: Results) -> Table:
         [*map(str, row[:3]), *(whole(number) for number in row[3:])]
         for row in results.seeds[columns].itertuples(index=False, name=None)
     ]
-    return Table("Contrasts", head, rows, ("source study", "contrast", "direction"))
+    return Table(
+        "Contrasts and their seeds; a coordinate given twice counts once",
+        head,
+        rows,
+        ("source study", "contrast", "direction"),
+    )
 
 
 def fingerprints_table(results: Results) -> Table:

@@ -25,7 +25,10 @@ def whole(number: float) -> str:
 
 def fixed(number: float, digits: int = 2) -> str:
     """A number with so many decimals, or n/a."""
-    return f"{number:.{digits}f}".replace("-", "−") if np.isfinite(number) else MISSING
+    if not np.isfinite(number):
+        return MISSING
+    # the zero added makes a negative zero positive
+    return f"{round(float(number), digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def percent(fraction: float) -> str:

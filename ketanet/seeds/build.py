@@ -123,7 +123,8 @@ def seeds_from_coordinates(
         seeds.append(Seed(study, contrast, label, sphere.index, sphere.weight, len(points), off))
     _refuse_empty(seeds, table, own)
     _warn_outside(seeds)
-    return seeds_dataset(seeds, own, radius_mm=float(radius_mm), rule=rule)
+    made = seeds_dataset(seeds, own, radius_mm=float(radius_mm), rule=rule)
+    return made.assign_attrs(n_talairach=int((table["space"] == "Talairach").sum()))
 
 
 def seed_weights(seeds: xr.Dataset) -> sparse.csr_array:

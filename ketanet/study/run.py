@@ -325,7 +325,7 @@ def _subject_maps(inputs: _Inputs, folder: Path, ledger: Ledger, key: str) -> No
 
 
 def _provenance(inputs: _Inputs, source: Path) -> dict[str, Any]:
-    packages = ("numpy", "scipy", "dask", "zarr", "xarray", "nibabel", "nilearn")
+    packages = ("numpy", "scipy", "dask", "zarr", "xarray", "nibabel", "nilearn", "matplotlib", "jinja2")
     cohorts = {
         name: {
             "store": cohort.attrs["store"],
@@ -351,6 +351,7 @@ def _provenance(inputs: _Inputs, source: Path) -> dict[str, Any]:
         },
         "cohorts": cohorts,
         "seeds": _seeds_digest(inputs.main),
+        "talairach_coordinates": inputs.main.attrs.get("n_talairach", 0),
         "atlas": {
             "name": str(inputs.atlas.attrs.get("name", "")),
             "sources": inputs.atlas.attrs.get("sources", []),
