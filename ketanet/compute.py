@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import reduce
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from ketanet.spec import SCHEMA_VERSION
 
 SUBJECTS_PER_TASK = 16
 MAX_TASKS = 4000
+FAN_IN = 4  # parts that one task merges: a third of the tasks of a pairwise tree
 
 
 class _Closable(Protocol):
@@ -143,36 +145,44 @@ def available_cores() -> int:
     return cores
 
 
-@cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
 class _BlasGuard:
     """Holds BLAS to one thread while any task of this process runs.
 
-    The number of BLAS threads belongs to the process, so tasks that run side by side share one limit: the first to
-    enter sets it and the last to leave gives it back.
+    The number of BLAS threads belongs to the process, so tasks that run side by side share one limit: the first to enter
+    sets it and the last to leave gives it back. Both happen on one thread of the guard's own, because threadpoolctl lets
+    only the thread that set a limit change it, and tasks come on any.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._limit: Any = None
+        self._setter: ThreadPoolExecutor | None = None
+        self._controller: ThreadpoolController | None = None
+        self._limit = ExitStack()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                self._limit = _controller().limit(limits=1, user_api="blas")
+                self._run(self._set)
         try:
             yield
         finally:
             with self._lock:
                 self._inside -= 1
                 if self._inside == 0:
-                    self._limit.restore_original_limits()
+                    self._run(self._limit.close)
+
+    def _run(self, action: Callable[[], None]) -> None:
+        if self._setter is None:
+            self._setter = ThreadPoolExecutor(1, thread_name_prefix="ketanet-blas")
+        self._setter.submit(action).result()
+
+    def _set(self) -> None:
+        if self._controller is None:
+            self._controller = ThreadpoolController()
+        self._limit.enter_context(self._controller.limit(limits=1, user_api="blas"))
 
 
 one_blas_thread = _BlasGuard()
@@ -184,7 +194,7 @@ def subjects_per_task(n_subjects: int) -> int:
 
 
 def tree(parts: Sequence[Delayed], merge: Callable[[Any, Any], Any]) -> Delayed:
-    """Merge delayed parts pairwise, in an order that depends on their number alone.
+    """Merge delayed parts four at a time, in an order that depends on their number alone.
 
     Parameters
     ----------
@@ -194,11 +204,16 @@ def tree(parts: Sequence[Delayed], merge: Callable[[Any, Any], Any]) -> Delayed:
         Function of two parts.
     """
     level = list(parts)
-    join = dask.delayed(merge, pure=True)
+    join = dask.delayed(_merge_all, pure=True)
     while len(level) > 1:
-        paired = [join(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        level = paired + ([level[-1]] if len(level) % 2 else [])
+        groups = [level[i : i + FAN_IN] for i in range(0, len(level), FAN_IN)]
+        level = [join(merge, *group) if len(group) > 1 else group[0] for group in groups]
     return level[0]
+
+
+def _merge_all(merge: Callable[[Any, Any], Any], *parts: Any) -> Any:
+    """Parts folded from the left."""
+    return reduce(merge, parts)
 
 
 def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:

@@ -199,7 +199,7 @@ def _group_block(
 ) -> dict[str, NDArray[Any]]:
     """Statistics of a block of seeds, spread from the tested voxels onto the grid."""
     part = slice(start, start + SEEDS_PER_BLOCK)
-    n = root.n[part]
+    n = np.broadcast_to(root.n, root.mean.shape)[part]
     t, var = one_sample_t(n, root.mean[part], root.m2[part])
     t = t.astype(np.float32)
     log_p, q, below = _test(t, n, tail=tail, correction=correction, alpha=alpha)

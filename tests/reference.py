@@ -49,12 +49,21 @@ def fisher(r: float, limit: float = 1.0 - 2.0**-15) -> float:
     return math.atanh(min(max(r, -limit), limit)) if not math.isnan(r) else math.nan
 
 
+def first_component(rows: Array, weights: Mapping[int, float]) -> tuple[Array, float]:
+    """First principal component of unit rows, each times the root of its weight, turned to correlate positively with
+    their sum; and how far that is from a tie."""
+    stack = np.stack([math.sqrt(abs(w)) * rows[v] for v, w in weights.items()])
+    if not stack.any():
+        return np.zeros(rows.shape[1]), 1.0
+    course = np.linalg.svd(stack, full_matrices=False)[2][0]
+    towards = float(course @ stack.sum(axis=0))
+    return (course if towards >= 0 else -course), abs(towards)
+
+
 def seed_course(rows: Array, norm: Array, weights: Mapping[int, float], signal: str) -> list[float]:
     """Time course of a seed from unit rows (voxel, time) and their norms."""
     if signal == "pc1":
-        stack = np.stack([math.sqrt(abs(w)) * rows[v] for v, w in weights.items()])
-        course = np.linalg.svd(stack, full_matrices=False)[2][0] if stack.any() else np.zeros(rows.shape[1])
-        return list(course if course @ stack.sum(axis=0) >= 0 else -course)
+        return list(first_component(rows, weights)[0])
     scale = {v: (norm[v] if signal == "mean" else 1.0) for v in weights}
     n_time = rows.shape[1]
     return [math.fsum(w * scale[v] * rows[v, t] for v, w in weights.items()) for t in range(n_time)]
@@ -92,7 +101,12 @@ def one_sample_t(values: Iterable[float]) -> tuple[int, float, float, float]:
 
 
 def log10_tail(t: float, df: float, digits: int = 60) -> float:
-    """log10 P(T > t) of Student's t, by the regularised incomplete beta function in arbitrary precision."""
+    """log10 P(T > t) of Student's t, by the regularised incomplete beta function in arbitrary precision.
+
+    Far out at a large df its series does not converge; there the density is integrated.
+    """
+    if df > 10_000 and t > 30:
+        return log10_tail_quadrature(t, df)
     with mpmath.workdps(digits):
         x = mpmath.mpf(df) / (mpmath.mpf(df) + mpmath.mpf(t) ** 2)
         half = mpmath.betainc(mpmath.mpf(df) / 2, mpmath.mpf(1) / 2, 0, x, regularized=True) / 2
@@ -119,6 +133,7 @@ def adjusted(p: Sequence[float], t: Sequence[float], correction: str) -> list[fl
     tested = [i for i in range(len(p)) if not math.isnan(p[i]) and (correction != "fdr_bh_positive" or t[i] > 0)]
     m = len(tested)
     penalty = math.fsum(1.0 / k for k in range(1, m + 1)) if correction == "fdr_by" else 1.0
+    below = {p[j]: sum(p[k] <= p[j] for k in tested) for j in tested}
     out = [math.nan] * len(p)
     for i in tested:
         if correction == "none":
@@ -126,13 +141,8 @@ def adjusted(p: Sequence[float], t: Sequence[float], correction: str) -> list[fl
         elif correction == "bonferroni":
             out[i] = min(1.0, m * p[i])
         else:
-            # every threshold p_j >= p_i rejects i when (tests below it) / m * level >= p_j
-            candidates = []
-            for j in tested:
-                if p[j] >= p[i]:
-                    rank = sum(p[k] <= p[j] for k in tested)
-                    candidates.append(p[j] * m * penalty / rank)
-            out[i] = min(1.0, *candidates)
+            # a threshold at any p_j >= p_i rejects i, at the level where (tests up to it) / m * level reaches it
+            out[i] = min(1.0, *(p[j] * m * penalty / below[p[j]] for j in tested if p[j] >= p[i]))
     return out
 
 

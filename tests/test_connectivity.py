@@ -74,6 +74,10 @@ def test_r_of_decoded_rows(people: Any, found: Any, dtype: str, signal: str) -> 
         got = np.tanh(found[dtype, signal][person].astype(np.float64))
         np.testing.assert_array_equal(np.isnan(got), np.isnan(wanted))
         known = ~np.isnan(wanted)
+        if signal == "pc1":
+            # two opposed voxels of equal weight: the component could point either way
+            rows, _ = reference.decoded_row(people.stores[dtype], person)
+            known &= np.array([reference.first_component(rows, w)[1] > 1e-3 for w in people.weights])[:, None]
         assert np.abs(got - wanted)[known].max() < 1e-6
         compared += int(known.sum())
     assert compared > 40_000
@@ -191,7 +195,7 @@ def test_moments_of_all_voxels_in_another_order(people: Any) -> None:
 
 
 def close(a: xr.Dataset, b: xr.Dataset) -> None:
-    """Moments within 1e-6. t divides the mean by its standard error of some .04 here, so it may differ by twice that."""
+    """Moments within 1e-6; t, the mean over a standard error of .04 here, within twice that."""
     np.testing.assert_array_equal(a["n"].values, b["n"].values)
     for name, bound in {"mean_z": 1e-6, "var_z": 1e-6, "t": 2e-6, "log10_p": 2e-6, "q": 2e-6}.items():
         x, y = a[name].values.astype(np.float64), b[name].values.astype(np.float64)

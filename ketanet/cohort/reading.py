@@ -14,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from ketanet import spec
+from ketanet.cohort.chunks import ChunkError, plain_folder, read_plain
 from ketanet.compute import plain_text
 from ketanet.errors import StoreError
 from ketanet.grid import Grid, grid_from_attrs, load_grid
@@ -36,8 +37,16 @@ class StoredRows:
     def _norm(self) -> zarr.Array[Any]:
         return _open_array(self.address, "bold_norm")
 
-    def bold(self, row: int, voxels: slice = slice(None)) -> NDArray[Any]:
+    def bold(self, row: int, voxels: slice = slice(None), *, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Stored rows (voxel, time) of a subject, int16 or float32.
+
+        Parameters
+        ----------
+        row : int
+        voxels : slice
+        out : array, optional
+            Memory to use, as :meth:`buffer` gives it; the result is a view of it. A task that reads one subject after
+            another is spared the page faults of fresh memory.
 
         Raises
         ------
@@ -46,11 +55,30 @@ class StoredRows:
         """
         array = self._bold
         start, stop, _ = voxels.indices(array.shape[1])
+        step = array.chunks[1]
+        folder = _plain_folder(self.address, "bold")
+        if folder is None or start % step or (stop % step and stop != array.shape[1]):
+            return self._bold_by_zarr(row, start, stop)
+        first, last = start // step, -(-stop // step)
+        values = np.empty((last - first, step, array.shape[2]), array.dtype) if out is None else out[: last - first]
+        for number in range(first, last):
+            try:
+                read_plain(folder, f"c/{row}/{number}/0", values[number - first])
+            except ChunkError as error:
+                raise StoreError(f"{self._name(row)}, chunk {row}/{number}/0 of bold is {error}; {_ADVICE}") from None
+        return values.reshape(-1, array.shape[2])[: stop - start]
+
+    def buffer(self) -> NDArray[Any]:
+        """Memory for one subject's rows: (chunk, voxel of chunk, time)."""
+        array = self._bold
+        return np.empty((-(-array.shape[1] // array.chunks[1]), *array.chunks[1:]), array.dtype)
+
+    def _bold_by_zarr(self, row: int, start: int, stop: int) -> NDArray[Any]:
+        array, step = self._bold, self._bold.chunks[1]
         try:
             values = cast(NDArray[Any], array[row, start:stop, :])
         except (ValueError, OSError, RuntimeError) as error:
             raise StoreError(self._blame(row, start, stop)) from error
-        step = array.chunks[1]
         firsts = np.maximum(np.arange(start // step * step, stop, step), start) - start
         probe = values[firsts, 0]
         missing = probe == spec.INT16_MISSING if values.dtype == np.int16 else np.isnan(probe)
@@ -61,6 +89,14 @@ class StoredRows:
 
     def norm(self, row: int) -> NDArray[np.float32]:
         """Norms (voxel,) removed from the rows of a subject."""
+        folder = _plain_folder(self.address, "bold_norm")
+        if folder is not None:
+            found = np.empty(self._norm.shape[1], np.float32)
+            try:
+                read_plain(folder, f"c/{row}/0", found)
+            except ChunkError as error:
+                raise StoreError(f"{self._name(row)}, chunk {row}/0 of bold_norm is {error}; {_ADVICE}") from None
+            return found
         try:
             values = cast("NDArray[np.float32]", self._norm[row])
         except (ValueError, OSError, RuntimeError) as error:
@@ -95,6 +131,11 @@ _ADVICE = "restore the store from a copy or ingest it again ('ketanet verify' li
 @lru_cache(maxsize=64)
 def _open_array(address: str, name: str) -> zarr.Array[Any]:
     return zarr.open_array(address, path=name, mode="r")
+
+
+@lru_cache(maxsize=64)
+def _plain_folder(address: str, name: str) -> Path | None:
+    return plain_folder(_open_array(address, name))
 
 
 class _Lazy:

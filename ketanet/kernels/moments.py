@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from ketanet.kernels.fisher import add_deviations, fisher_z
 from ketanet.kernels.rows import decode
-from ketanet.spec import INT16_SCALE, R_LIMIT
+from ketanet.spec import INT16_SCALE
 
 TILE = 1024
 """Voxels per tile: 1,024 x 200 frames of float32 are 0.8 MB, which stay in the L2 cache; 4,096 are slower
 (measured)."""
+
+SEED_BLOCK = 128
+"""Seeds whose sums over a tile are held at once: 128 x 1,024 x 3 x 4 bytes = 1.5 MB beside the tile, in the L2 cache."""
 
 Stored: TypeAlias = NDArray[np.int16] | NDArray[np.float32]
 Weights: TypeAlias = sparse.csr_array
@@ -26,7 +30,10 @@ Weights: TypeAlias = sparse.csr_array
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations of z, each (seed, voxel)."""
+    """Count, mean and sum of squared deviations of z, each (seed, voxel).
+
+    ``n`` is (1, voxel) where it is the same for all seeds.
+    """
 
     n: NDArray[np.int32]
     mean: NDArray[np.float64]
@@ -36,21 +43,25 @@ class Moments:
     def zeros(cls, n_seeds: int, n_voxels: int) -> Moments:
         """The identity of :func:`merge`."""
         shape = (n_seeds, n_voxels)
-        return cls(np.zeros(shape, np.int32), np.zeros(shape), np.zeros(shape))
+        return cls(np.zeros((1, n_voxels), np.int32), np.zeros(shape), np.zeros(shape))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of two disjoint groups of subjects (Chan et al. 1983, doi
-    10.1080/00031305.1983.10483115)."""
+    """Moments of the union of two disjoint groups of subjects (Chan et al. 1983, doi 10.1080/00031305.1983.10483115)."""
     n = a.n + b.n
     share = np.divide(b.n, n, out=np.zeros(n.shape), where=n > 0)
-    delta = b.mean - a.mean
-    mean = a.mean + delta * share
-    np.multiply(delta, delta, out=delta)
-    delta *= a.n * share
-    delta += a.m2
-    delta += b.m2
-    return Moments(n, mean, delta)
+    cross = a.n * share
+    mean, m2 = np.empty_like(a.mean), np.empty_like(a.m2)
+    for seed in range(len(mean)):  # one map at a time: temporaries stay in the cache
+        own = seed if len(n) > 1 else 0
+        delta = b.mean[seed] - a.mean[seed]
+        np.multiply(delta, share[own], out=mean[seed])
+        mean[seed] += a.mean[seed]
+        np.multiply(delta, delta, out=delta)
+        delta *= cross[own]
+        delta += a.m2[seed]
+        np.add(delta, b.m2[seed], out=m2[seed])
+    return Moments(n, mean, m2)
 
 
 def seed_signals(
@@ -102,19 +113,9 @@ def _first_component(weights: Weights, rows: NDArray[np.float64]) -> NDArray[np.
 
 
 def correlate(signals: NDArray[np.float32], tile: Stored) -> NDArray[np.float32]:
-    """Pearson r (seed, voxel) of seed signals (seed, time) with the rows of a tile (voxel, time), clipped below one."""
+    """Pearson r (seed, voxel) of seed signals (seed, time) with the stored rows of a tile (voxel, time)."""
     scale = np.float32(INT16_SCALE) if tile.dtype == np.int16 else np.float32(1)
-    r = np.asarray((signals * scale) @ tile.astype(np.float32, copy=False).T, np.float32)
-    return np.clip(r, -np.float32(R_LIMIT), np.float32(R_LIMIT), out=r)
-
-
-def fisher_z(r: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Fisher z of clipped r as 0.5 log((1 + r) / (1 - r)), in float32: ten times faster than ``numpy.arctanh``."""
-    z = np.add(r, np.float32(1.0))
-    z /= np.float32(1.0) - r
-    np.log(z, out=z)
-    z *= np.float32(0.5)
-    return z
+    return np.asarray((signals * scale) @ tile.astype(np.float32, copy=False).T, np.float32)
 
 
 def z_map(stored: Stored, norm: NDArray[np.float32], weights: Weights, signal: str = "mean") -> NDArray[np.float32]:
@@ -128,65 +129,117 @@ def z_map(stored: Stored, norm: NDArray[np.float32], weights: Weights, signal: s
     return out
 
 
+@dataclass(frozen=True)
+class Subject:
+    """One subject's part of a batch.
+
+    Attributes
+    ----------
+    stored : int16 or float32 array (voxel, time)
+        Rows as stored.
+    norm : float32 array (voxel,)
+        Norms of the rows; 0 = no signal.
+    signals : float32 array (seed, time)
+        Seed signals as :func:`seed_signals` gives them; NaN = no signal.
+    """
+
+    stored: Stored
+    norm: NDArray[np.float32]
+    signals: NDArray[np.float32]
+
+
 class Accumulator:
     """Sums of z over the subjects of one batch, for a fixed set of seeds and voxels.
 
-    Deviations are taken from the first subject that has signal, so that float32 sums over a batch lose nothing when
-    the mean is far from zero.
+    Tiles of voxels are the outer loop, blocks of seeds the next, the subjects of a group the innermost: sums and tile stay
+    in the cache. Deviations are taken from the first subject that has signal, so that float32 sums over a batch lose
+    nothing when the mean is far from zero.
 
     Parameters
     ----------
-    weights : sparse array (seed, voxel)
-        Over all voxels of the grid.
+    n_seeds : int
     voxels : int array (target,)
-        Voxels whose connectivity is wanted.
-    signal : {"mean", "mean_standardised", "pc1"}
-        See :func:`seed_signals`.
+        Voxels whose connectivity is wanted, of those in the rows that :meth:`add` gets.
     """
 
-    def __init__(self, weights: Weights, voxels: NDArray[np.int64], signal: str = "mean") -> None:
-        self._weights = weights
+    def __init__(self, n_seeds: int, voxels: NDArray[np.int64]) -> None:
         self._voxels = voxels
-        self._signal = signal
-        shape = (weights.shape[0], len(voxels))
-        self._origin = np.zeros(shape, np.float32)
-        self._sum = np.zeros(shape, np.float32)
-        self._squares = np.zeros(shape, np.float32)
-        self._missing = np.zeros(shape, np.int32)
-        self._subjects = 0
+        self._in_order = bool((voxels == np.arange(len(voxels))).all())
+        self._n_seeds = n_seeds
+        self._tiles = [slice(a, min(a + TILE, len(voxels))) for a in range(0, len(voxels), TILE)]
+        self._blocks = [slice(a, min(a + SEED_BLOCK, n_seeds)) for a in range(0, n_seeds, SEED_BLOCK)]
+        # origin, total and squares (voxel, seed) of each tile and block; rows x signals is the faster product
+        self._sums = [
+            [np.zeros((3, t.stop - t.start, b.stop - b.start), np.float32) for b in self._blocks] for t in self._tiles
+        ]
+        self._count = np.zeros(len(voxels), np.int32)
+        self._started = np.zeros(n_seeds, bool)
+        self._gaps: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
 
-    def add(self, stored: Stored, norm: NDArray[np.float32]) -> None:
-        """Add one subject: stored rows (voxel, time) and their norms (voxel,), over the whole grid."""
-        signals = seed_signals(stored, norm, self._weights, self._signal)
-        whole = len(self._voxels) == len(stored)
-        for start in range(0, len(self._voxels), TILE):
-            tile = slice(start, min(start + TILE, len(self._voxels)))
-            chosen = tile if whole else self._voxels[tile]
-            z = fisher_z(correlate(signals, stored[chosen]))
-            z[:, norm[chosen] == 0] = np.nan
-            self._add_tile(tile, z)
-        self._subjects += 1
+    def add(self, *subjects: Subject) -> None:
+        """Add a group of subjects."""
+        prepared = [self._prepare(s) for s in subjects]
+        for tile, sums in zip(self._tiles, self._sums, strict=True):
+            chosen = tile if self._in_order else self._voxels[tile]
+            rows = [s.stored[chosen].astype(np.float32, copy=False) for s in subjects]
+            for block, parts in zip(self._blocks, sums, strict=True):
+                for row, one in zip(rows, prepared, strict=True):
+                    _add_block(row @ one.signals[block].T, one, tile, block, parts)
 
-    def _add_tile(self, tile: slice, z: NDArray[np.float32]) -> None:
-        origin, missing = self._origin[:, tile], self._missing[:, tile]
-        absent = np.isnan(z)
-        gaps = bool(absent.any())
-        if self._subjects == 0:
-            origin[:] = np.where(absent, 0, z) if gaps else z
-        elif (late := (missing == self._subjects) & ~absent).any():
-            origin[late] = z[late]
-        z -= origin
-        if gaps:
-            z[absent] = 0
-            missing += absent
-        self._sum[:, tile] += z
-        np.multiply(z, z, out=z)
-        self._squares[:, tile] += z
+    def _prepare(self, subject: Subject) -> _Prepared:
+        present = subject.norm[self._voxels] > 0
+        used = ~np.isnan(subject.signals[:, 0])
+        scale = np.float32(INT16_SCALE) if subject.stored.dtype == np.int16 else np.float32(1)
+        signals = np.where(used[:, None], subject.signals * scale, np.float32(0))
+        one = _Prepared(signals, present, used, present & (self._count == 0), used & ~self._started)
+        self._count += present
+        self._started |= used
+        if not used.all():
+            self._gaps.append((~used, present))
+        return one
 
     def moments(self) -> Moments:
         """Moments of the subjects added so far, each (seed, target)."""
-        n = self._subjects - self._missing
-        total = self._sum.astype(np.float64)
-        shift = np.divide(total, n, out=np.zeros(total.shape), where=n > 0)
-        m2 = self._squares - total * shift
-        return Moments(n, self._origin + shift, np.maximum(m2, 0.0, out=m2))
+        n = self._count[None]
+        if self._gaps:
+            n = np.repeat(n, self._n_seeds, axis=0)
+            for unused, present in self._gaps:
+                n[unused] -= present
+        mean = np.empty((self._n_seeds, len(self._voxels)))
+        m2 = np.empty_like(mean)
+        for tile, parts in zip(self._tiles, self._sums, strict=True):
+            for block, (origin, total, squares) in zip(self._blocks, parts, strict=True):
+                own = n[block if len(n) > 1 else slice(None), tile]
+                shift = np.divide(total.T, own, out=np.zeros(total.T.shape), where=own > 0)
+                mean[block, tile] = origin.T + shift
+                m2[block, tile] = np.maximum(squares.T - total.T * shift, 0.0)
+        return Moments(n, mean, m2)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Signals without NaN, ready for stored rows; what has signal in this subject, and what for the first time."""
+
+    signals: NDArray[np.float32]
+    present: NDArray[np.bool_]
+    used: NDArray[np.bool_]
+    late_voxels: NDArray[np.bool_]
+    late_seeds: NDArray[np.bool_]
+
+
+def _add_block(r: NDArray[np.float32], one: _Prepared, tile: slice, block: slice, parts: NDArray[np.float32]) -> None:
+    """Add one subject's r (voxel, seed) to the sums (3, voxel, seed) of a tile and block."""
+    origin, total, squares = parts
+    present, late_voxels = one.present[tile], one.late_voxels[tile]
+    used, late_seeds = one.used[block], one.late_seeds[block]
+    if late_seeds.any():
+        origin[:, late_seeds] = np.where(present[:, None], fisher_z(r[:, late_seeds]), 0)
+    if late_voxels.any():
+        origin[late_voxels] = np.where(used, fisher_z(r[late_voxels]), 0)
+    weight = present.astype(np.float32)
+    if used.all():
+        add_deviations(r, weight, origin, total, squares)
+    else:
+        some = [np.ascontiguousarray(a[:, used]) for a in (r, origin, total, squares)]
+        add_deviations(some[0], weight, *some[1:])
+        total[:, used], squares[:, used] = some[2], some[3]

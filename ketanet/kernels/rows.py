@@ -14,7 +14,6 @@ _FULL = round(1.0 / INT16_SCALE)
 _FLAT = 1e-5
 """A row whose spread is below this share of its magnitude is rounding noise, not signal."""
 
-_MOVES = 24  # bounds the search; three are usual
 _ENOUGH = 400  # of 32767^2 = 1.07e9: norm within 2e-7
 _SPENT = 2**28  # an entry moved once is too expensive to move again
 
@@ -109,7 +108,7 @@ def _restore_norm(values: NDArray[np.int16]) -> None:
     rows = np.flatnonzero(lack)
     size = 2 * np.abs(values[rows].astype(np.int32))
     lack = lack[rows]
-    for _ in range(_MOVES):
+    for _ in range(values.shape[1]):  # three are usual; rows of few distinct values, all rounded one way, need many
         # growing an entry's magnitude by one adds 2|q| + 1 to the power, shrinking it removes 2|q| - 1
         change = size + np.where(lack > 0, 1, -1).astype(np.int32)[:, None]
         best = np.abs(np.abs(lack)[:, None] - change).argmin(axis=1)
