@@ -148,9 +148,9 @@ def available_cores() -> int:
 class _BlasGuard:
     """Holds BLAS to one thread while any task of this process runs.
 
-    The number of BLAS threads belongs to the process, so tasks that run side by side share one limit: the first to enter
-    sets it and the last to leave gives it back. Both happen on one thread of the guard's own, because threadpoolctl lets
-    only the thread that set a limit change it, and tasks come on any.
+    The number of BLAS threads belongs to the process, so tasks that run side by side share one limit: the first to
+    enter sets it and the last to leave gives it back. Both happen on one thread of the guard's own, because
+    threadpoolctl lets only the thread that set a limit change it, and tasks come on any.
     """
 
     def __init__(self) -> None:

@@ -237,7 +237,7 @@ def check_settings(at_least: float, min_cluster: int, connectivity: int) -> None
 
 
 def _lazy_network(t: da.Array, significant: da.Array, settings: tuple[Any, ...]) -> dict[str, da.Array]:
-    # whole blocks by key: handing over the arrays themselves would copy their graph, and the pass over the cohort with it
+    # whole blocks by key: the arrays themselves would bring a copy of their graph, and of the pass over the cohort
     blocks = [a.rechunk(-1).to_delayed(optimize_graph=False).item() for a in (t, significant)]
     made = dask.delayed(network_arrays, pure=True)(*blocks, *settings)
     dtypes = {"count": np.int32, "probability": np.float32, "network": np.bool_}

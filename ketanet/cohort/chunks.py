@@ -1,6 +1,6 @@
 """Chunks of plain bytes with a checksum, read straight into place.
 
-zarr reads such a chunk through its codecs with two copies more; on a local disk that costs as much as the mapping itself
+zarr reads such a chunk through its codecs with two copies more, which costs as much as the mapping itself
 (28 MB: 23 ms against 8). Compressed chunks, and stores that are not folders, go through zarr.
 """
 

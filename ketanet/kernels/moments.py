@@ -22,7 +22,7 @@ TILE = 1024
 (measured)."""
 
 SEED_BLOCK = 128
-"""Seeds whose sums over a tile are held at once: 128 x 1,024 x 3 x 4 bytes = 1.5 MB beside the tile, in the L2 cache."""
+"""Seeds whose sums over a tile are held at once: 128 x 1,024 x 3 x 4 bytes = 1.5 MB, in the L2 cache."""
 
 Stored: TypeAlias = NDArray[np.int16] | NDArray[np.float32]
 Weights: TypeAlias = sparse.csr_array
@@ -47,7 +47,7 @@ class Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union of two disjoint groups of subjects (Chan et al. 1983, doi 10.1080/00031305.1983.10483115)."""
+    """Moments of the union of two disjoint groups (Chan et al. 1983, doi 10.1080/00031305.1983.10483115)."""
     n = a.n + b.n
     share = np.divide(b.n, n, out=np.zeros(n.shape), where=n > 0)
     cross = a.n * share
@@ -151,8 +151,8 @@ class Subject:
 class Accumulator:
     """Sums of z over the subjects of one batch, for a fixed set of seeds and voxels.
 
-    Tiles of voxels are the outer loop, blocks of seeds the next, the subjects of a group the innermost: sums and tile stay
-    in the cache. Deviations are taken from the first subject that has signal, so that float32 sums over a batch lose
+    Tiles of voxels are the outer loop, blocks of seeds the next, the subjects of a group the innermost: sums and tile
+    stay in the cache. Deviations are taken from the first subject that has signal, so that float32 sums over a batch lose
     nothing when the mean is far from zero.
 
     Parameters

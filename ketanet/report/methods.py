@@ -101,16 +101,16 @@ def _seeds(results: Results) -> str:
     parcels = " On the parcels, the weight of a parcel was the number of voxels of the union that it holds."
     foreign = results.provenance["talairach_coordinates"]
     space = (
-        f"{count(foreign, 'coordinate')} in Talairach space {'was' if foreign == 1 else 'were'} brought to MNI space by "
-        "the inverse of icbm2tal, SPM variant (Lancaster et al. 2007); the others were used as they are."
+        f"{count(foreign, 'coordinate')} in Talairach space {'was' if foreign == 1 else 'were'} brought to MNI space "
+        "by the inverse of icbm2tal, SPM variant (Lancaster et al. 2007); the others were used as they are."
         if foreign
         else "All coordinates were stated in MNI space."
     )
     off, total = int(results.seeds["n_outside"].sum()), int(results.seeds["n_coordinates"].sum())
     return (
         f"{space} {rule} The seed of a contrast was the union of the spheres of all its coordinates (a "
-        f"coordinate given twice counted once), not clipped to any mask but the grid of the cohort; {off} of {count(total, 'coordinate')} lay "
-        f"off that grid.{parcels if results.on_parcels else ''}"
+        f"coordinate given twice counted once), not clipped to any mask but the grid of the cohort; {off} of "
+        f"{count(total, 'coordinate')} lay off that grid.{parcels if results.on_parcels else ''}"
     )
 
 
