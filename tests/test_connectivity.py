@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -23,6 +24,7 @@ from ketanet.connectivity import check_pair, moments, seed_maps
 from ketanet.errors import InputError
 from ketanet.grid import ParcelGrid, VolumeGrid
 from ketanet.group import one_sample
+from ketanet.ingest import NiftiSource, ingest_cohort
 from ketanet.networks import overlap
 from ketanet.seeds.build import Seed, seeds_dataset
 
@@ -241,7 +243,24 @@ def test_a_selection_gives_what_its_people_alone_give(people: Any, tmp_path: Any
     close(one_sample(select(cohort, text), people.seeds).compute(), one_sample(alone, people.seeds).compute())
 
 
-def test_every_scheduler_gives_the_same_bits(people: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def bytes_of(store: Path) -> dict[str, bytes]:
+    return {p.relative_to(store).as_posix(): p.read_bytes() for p in store.rglob("*") if p.is_file()}
+
+
+def ingest_in_processes(people: Any, folder: Path) -> None:
+    """What workers write is what threads wrote; what they cannot read is named, and nothing is left."""
+    images = sorted(people.folder.iterdir())
+    out = ingest_cohort(NiftiSource(people.folder, mask=people.mask), folder / "c.zarr")
+    assert bytes_of(out) == bytes_of(people.stores["int16"])
+    (folder / "bad.nii.gz").write_bytes(images[0].read_bytes()[:9000])
+    bad = NiftiSource([*images[:3], folder / "bad.nii.gz"], mask=people.mask)
+    with pytest.raises(InputError, match=r"bad\.nii\.gz: truncated or damaged"):
+        ingest_cohort(bad, folder / "d.zarr")
+    assert not (folder / "d.zarr").exists()
+    assert open_cohort(ingest_cohort(bad, folder / "e.zarr", skip_bad=True)).sizes["subject"] == 3
+
+
+def test_every_scheduler_gives_the_same_bits(people: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ketanet.compute, "SUBJECTS_PER_TASK", 2)
     cohort = open_cohort(people.stores["int16"])
     results = {}
@@ -257,6 +276,7 @@ def test_every_scheduler_gives_the_same_bits(people: Any, monkeypatch: pytest.Mo
                 with connect(address) as other:
                     assert other.workers == connection.workers == 2
                     results[address, None] = one_sample(cohort, people.seeds).compute()
+                ingest_in_processes(people, tmp_path)
     wanted = results.pop(("synchronous", None))
     assert len(results) == 5
     for key, got in results.items():

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse, stats
 
+from ketanet.kernels import fisher
+from ketanet.kernels import moments as kernel_moments
 from ketanet.kernels.clusters import dice, drop_small, label_clusters
-from ketanet.kernels.fisher import fisher_z
+from ketanet.kernels.fisher import LARGEST_ERROR, SMALL_R, add_deviations, fisher_z
 from ketanet.kernels.moments import TILE, Accumulator, Moments, Subject, correlate, merge, seed_signals, z_map
 from ketanet.kernels.rows import decode, quantise, regress_global, unit_rows
 from ketanet.kernels.statistics import adjust, log10_p, log10_survival, one_sample_t, significant
@@ -352,6 +354,96 @@ def test_merge_leaves_its_parts_alone() -> None:
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.fixture(params=["numpy", "numba"])
+def either_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Without numba, and with it where it is installed."""
+    if request.param == "numpy":
+        monkeypatch.setattr(fisher, "_cache", {"kernel": None})
+    elif not fisher.has_fast_path():
+        pytest.skip("numba is not installed, or switched off")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 200, 1500])
+def test_deviations_are_added_to_float64_sums(either_path: str, seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    voxels = 6000 // seeds
+    r = rng.uniform(-1, 1, (voxels, seeds)).astype(np.float32)
+    edges = [0, 1e-8, -1e-8, SMALL_R, -SMALL_R, 0.6000001, 0.5999999, LIMIT, -LIMIT, 1, -1, 1.0000002, -1.0000002, 0.99]
+    r.reshape(-1)[: len(edges)] = edges
+    exact = np.arctanh(np.clip(r.astype(np.float64), -LIMIT, LIMIT))
+    weight = (rng.random(voxels) < 0.7).astype(np.float32)
+    for own in (np.ones(voxels, np.float32), weight):
+        zero, total, squares = (np.zeros(r.shape, np.float32) for _ in range(3))
+        add_deviations(r.copy(), own, zero, total, squares)
+        error = np.abs(total - exact * own[:, None])
+        # one rounding of 1 - r in float32 moves z by as much near the limit
+        bound = LARGEST_ERROR * np.maximum(1, np.abs(exact))
+        assert (error <= bound).all(), either_path
+        np.testing.assert_allclose(squares, (exact * own[:, None]) ** 2, atol=1e-6, rtol=2e-6)
+        origin = rng.normal(0, 0.3, r.shape).astype(np.float32)
+        add_deviations(r.copy(), own, origin, total, squares)
+        wanted = (2 * exact - origin) * own[:, None]
+        np.testing.assert_allclose(total, wanted, atol=2e-6)
+        assert not total[own == 0].any()
+        assert not squares[own == 0].any()
+
+
+def a_subject(rng: np.random.Generator, voxels: int, n_time: int, weights: sparse.csr_array) -> Subject:
+    """Noise, a tenth of the voxels without signal."""
+    stored, norm = made(rng, voxels, n_time, "int16")
+    gone = rng.random(voxels) < 0.1
+    stored[gone], norm[gone] = 0, 0
+    return Subject(stored, norm, seed_signals(stored, norm, weights))
+
+
+@pytest.mark.usefixtures("either_path")
+def test_subjects_in_groups_give_the_bits_of_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    voxels = TILE + 30
+    weights = sparse.csr_array((np.ones(3), ([0, 1, 2], [4, 9, 40])), shape=(3, voxels))  # gone in one of ten people
+    people = [a_subject(rng, voxels, 50, weights) for _ in range(13)]
+    assert any(np.isnan(p.signals).any() for p in people)
+    results = []
+    for size in (1, 4, 13):
+        accumulator = Accumulator(3, np.arange(voxels))
+        for start in range(0, 13, size):
+            accumulator.add(*people[start : start + size])
+        results.append(accumulator.moments())
+    z = np.stack([fisher_z(correlate(p.signals, p.stored)) for p in people]).astype(np.float64)
+    z[:, :, :] = np.where(np.stack([p.norm for p in people])[:, None] > 0, z, np.nan)
+    for got in results:
+        n = (~np.isnan(z)).sum(axis=0)
+        np.testing.assert_array_equal(np.broadcast_to(got.n, n.shape), n)
+        np.testing.assert_allclose(got.mean, np.nanmean(z, axis=0), atol=1e-6)
+        np.testing.assert_allclose(got.m2, np.nansum((z - np.nanmean(z, axis=0)) ** 2, axis=0), rtol=2e-5, atol=1e-7)
+        for name in ("n", "mean", "m2"):
+            assert getattr(got, name).tobytes() == getattr(results[0], name).tobytes()
+
+
+@pytest.mark.usefixtures("either_path")
+def test_blocks_of_seeds_and_tiles_of_voxels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    weights = sparse.csr_array(sparse.random(7, 90, 0.05, rng=np.random.default_rng(2)))
+    people = [a_subject(rng, 90, 50, weights) for _ in range(5)]
+    order = rng.permutation(90)
+    plain = Accumulator(7, np.arange(90))
+    plain.add(*people)
+    wanted = plain.moments()
+    monkeypatch.setattr(kernel_moments, "SEED_BLOCK", 3)
+    monkeypatch.setattr(kernel_moments, "TILE", 16)
+    for voxels in (np.arange(90), order, order[:31], np.arange(20)):
+        other = Accumulator(7, voxels)
+        other.add(*people)
+        got = other.moments()
+        np.testing.assert_array_equal(
+            np.broadcast_to(got.n, (7, len(voxels))), np.broadcast_to(wanted.n, (7, 90))[:, voxels]
+        )
+        np.testing.assert_allclose(got.mean, wanted.mean[:, voxels], atol=1e-6)
+        np.testing.assert_allclose(got.m2, wanted.m2[:, voxels], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("either_path")
 @pytest.mark.parametrize("people", [1, 2, 17, 60])
 def test_an_accumulator_gives_numpy_mean_and_variance(people: int) -> None:
     rng = np.random.default_rng(people)
@@ -380,6 +472,7 @@ def test_an_accumulator_gives_numpy_mean_and_variance(people: int) -> None:
     assert not got.m2[n == 1].any()
 
 
+@pytest.mark.usefixtures("either_path")
 def test_an_outlying_first_person_costs_little_precision() -> None:
     """Deviations are taken from the first person of a batch; one with z near the limit is the worst case."""
     rng = np.random.default_rng(0)

@@ -152,8 +152,8 @@ class Accumulator:
     """Sums of z over the subjects of one batch, for a fixed set of seeds and voxels.
 
     Tiles of voxels are the outer loop, blocks of seeds the next, the subjects of a group the innermost: sums and tile
-    stay in the cache. Deviations are taken from the first subject that has signal, so that float32 sums over a batch lose
-    nothing when the mean is far from zero.
+    stay in the cache. Deviations are taken from the first subject that has signal, so that float32 sums over a batch
+    lose nothing when the mean is far from zero.
 
     Parameters
     ----------
