@@ -243,6 +243,7 @@ def map_(
     from ketanet.cohort import open_cohort, select
     from ketanet.compute import connect, save
     from ketanet.group import one_sample
+    from ketanet.partials import partials_beside
     from ketanet.seeds import load_seeds
 
     people = select(open_cohort(cohort), where)
@@ -255,6 +256,7 @@ def map_(
         tail=tail.value,
         correction=correction.value,
         alpha=alpha,
+        partials=partials_beside(out),
     )
     with connect(cluster, workers=workers):
         save(group, out)
@@ -357,6 +359,17 @@ def compare(
         _print_json(found)
     else:
         _print_facts(found)
+
+
+@app.command()
+def clean(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Results of a run, or a store, finished or not.")],
+) -> None:
+    """Remove partial results; finished ones stay."""
+    from ketanet.partials import clean as remove
+
+    for entry in remove(path):
+        print(f"removed {entry}")
 
 
 @app.callback(invoke_without_command=True)

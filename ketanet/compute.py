@@ -193,7 +193,11 @@ def subjects_per_task(n_subjects: int) -> int:
     return max(SUBJECTS_PER_TASK, -(-n_subjects // MAX_TASKS))
 
 
-def tree(parts: Sequence[Delayed], merge: Callable[[Any, Any], Any]) -> Delayed:
+def tree(
+    parts: Sequence[Delayed],
+    merge: Callable[[Any, Any], Any],
+    keep: Callable[[Delayed, int, int, int], Delayed] | None = None,
+) -> Delayed:
     """Merge delayed parts four at a time, in an order that depends on their number alone.
 
     Parameters
@@ -202,12 +206,21 @@ def tree(parts: Sequence[Delayed], merge: Callable[[Any, Any], Any]) -> Delayed:
         At least one.
     merge : callable
         Function of two parts.
+    keep : callable, optional
+        Given each node with the first part below it, the one after its last and the parts below a full node of its
+        level, returns the node or what stands for it.
     """
-    level = list(parts)
+    keep = keep or (lambda node, *_: node)
+    level, width = [keep(part, i, i + 1, 1) for i, part in enumerate(parts)], 1
     join = dask.delayed(_merge_all, pure=True)
     while len(level) > 1:
         groups = [level[i : i + FAN_IN] for i in range(0, len(level), FAN_IN)]
-        level = [join(merge, *group) if len(group) > 1 else group[0] for group in groups]
+        width *= FAN_IN
+        spans = [(i * width, min((i + 1) * width, len(parts)), width) for i in range(len(groups))]
+        level = [
+            keep(join(merge, *group), *span) if len(group) > 1 else group[0]
+            for group, span in zip(groups, spans, strict=True)
+        ]
     return level[0]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -13,11 +16,18 @@ from numpy.typing import NDArray
 
 from ketanet import spec
 from ketanet.cohort import StoredRows
-from ketanet.compute import one_blas_thread, subjects_per_task, tree
+from ketanet.compute import FAN_IN, one_blas_thread, subjects_per_task, tree
 from ketanet.errors import InputError
 from ketanet.grid import grid_from_attrs, require_same_grid
+from ketanet.kernels.fisher import has_fast_path
 from ketanet.kernels.moments import Accumulator, Moments, Subject, Weights, merge, seed_signals, z_map
+from ketanet.partials import SUFFIX, is_whole, read_partial, write_partial_if_due
 from ketanet.seeds import seed_weights
+
+ENGINE = 1  # raised whenever the bits of the moments change
+
+PARTIAL_SHARE = 0.1
+"""Partials hold at most this share of the bytes that a pass reads."""
 
 _GROUP = 4
 """Subjects in memory at once in a task: 4 x 28 MB (70,000 voxels x 200 frames), whose sums then stay in the cache."""
@@ -50,14 +60,12 @@ def seed_maps(cohort: xr.Dataset, seeds: xr.Dataset, *, signal: str = "mean") ->
     """
     check_pair(cohort, seeds)
     spec.choice(signal, spec.SIGNALS, "signal")
-    address = cohort.attrs["store"]
+    source = (cohort.attrs["store"], str(cohort.attrs["content"]))
     weights = dask.delayed(seed_weights(seeds), pure=True)
     one = dask.delayed(_subject_map, pure=True)
     shape = (1, seeds.sizes["seed"], cohort.sizes["voxel"])
     maps = [
-        da.from_delayed(
-            one(address, int(row), weights, signal), shape, np.float32, meta=np.empty((0, 0, 0), np.float32)
-        )
+        da.from_delayed(one(source, int(row), weights, signal), shape, np.float32, meta=np.empty((0, 0, 0), np.float32))
         for row in cohort["row"].values
     ]
     subject_coords = {str(k): v for k, v in cohort.coords.items() if v.dims == ("subject",)}
@@ -72,7 +80,12 @@ def seed_maps(cohort: xr.Dataset, seeds: xr.Dataset, *, signal: str = "mean") ->
 
 
 def moments(
-    cohort: xr.Dataset, seeds: xr.Dataset, *, voxels: NDArray[np.int64] | None = None, signal: str = "mean"
+    cohort: xr.Dataset,
+    seeds: xr.Dataset,
+    *,
+    voxels: NDArray[np.int64] | None = None,
+    signal: str = "mean",
+    partials: Path | None = None,
 ) -> Delayed:
     """Moments of Fisher z over subjects, lazily: one coarse task per batch of subjects, merged in a fixed tree.
 
@@ -83,6 +96,8 @@ def moments(
         Voxels wanted; default all.
     signal : str
         See :func:`seed_maps`.
+    partials : Path, optional
+        Folder where finished subtrees of the merge are kept, and taken from when the same is computed again.
 
     Returns
     -------
@@ -92,15 +107,73 @@ def moments(
     """
     check_pair(cohort, seeds)
     spec.choice(signal, spec.SIGNALS, "signal")
-    address = cohort.attrs["store"]
     rows = [int(row) for row in cohort["row"].values]
     targets = np.arange(cohort.sizes["voxel"]) if voxels is None else np.asarray(voxels, np.int64)
     # handed to every task by key, not copied into each
-    shared = dask.delayed((seed_weights(seeds), targets), pure=True)
+    weights = seed_weights(seeds)
+    shared = dask.delayed((weights, targets), pure=True)
     batch = dask.delayed(_batch_moments, pure=True)
     step = subjects_per_task(len(rows))
-    parts = [batch(address, rows[start : start + step], shared, signal) for start in range(0, len(rows), step)]
-    return tree(parts, merge)
+    source = (cohort.attrs["store"], str(cohort.attrs["content"]))
+    parts = [batch(source, rows[start : start + step], shared, signal) for start in range(0, len(rows), step)]
+    if partials is None:
+        return tree(parts, merge)
+    key = _pass_key(cohort.attrs["content"], weights, targets, signal)
+    keeper = _Keeper(partials, key, rows, step, _partial_bytes(weights.shape[0], len(targets)), row_bytes(cohort))
+    return tree(parts, merge, keeper)
+
+
+def row_bytes(cohort: xr.Dataset) -> int:
+    """Bytes read for one subject: stored rows and norms."""
+    return StoredRows(cohort.attrs["store"], str(cohort.attrs["content"])).row_bytes
+
+
+def _partial_bytes(n_seeds: int, n_targets: int) -> int:
+    """Size of stored moments: mean and M2 in float64, counts in int32 (at most one a seed)."""
+    return n_seeds * n_targets * 16 + n_targets * 4
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Keeps the moments of subtrees, of the lowest level at which they are small against what made them."""
+
+    folder: Path
+    key: str
+    rows: list[int]
+    step: int
+    size: int
+    row_size: int
+
+    def __call__(self, node: Delayed, first: int, last: int, width: int) -> Delayed:
+        lowest = self._is_small(width) and (width == 1 or not self._is_small(width // FAN_IN))
+        if not lowest or not self._is_small(last - first):
+            return node
+        own = self.rows[first * self.step : last * self.step]
+        name = hashlib.sha256(f"{self.key} {own}".encode()).hexdigest()[:32]
+        path = self.folder / f"{name}{SUFFIX}"
+        if is_whole(path):
+            return dask.delayed(_load_moments, pure=True)(path)
+        return dask.delayed(_keep_moments, pure=True)(path, node)
+
+    def _is_small(self, parts: int) -> bool:
+        return self.size <= PARTIAL_SHARE * parts * self.step * self.row_size
+
+
+def _pass_key(content: str, weights: Weights, targets: NDArray[np.int64], signal: str) -> str:
+    """Digest of all that the moments of given subjects depend on, to the bit."""
+    digest = hashlib.sha256(f"{ENGINE} {has_fast_path()} {content} {signal} {weights.shape}".encode())
+    for array in (weights.data, weights.indices, weights.indptr, targets):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _load_moments(path: Path) -> Moments:
+    return Moments(**read_partial(path))
+
+
+def _keep_moments(path: Path, found: Moments) -> Moments:
+    write_partial_if_due(path, {"n": found.n, "mean": found.mean, "m2": found.m2})
+    return found
 
 
 def check_pair(cohort: xr.Dataset, seeds: xr.Dataset) -> None:
@@ -117,14 +190,17 @@ def check_pair(cohort: xr.Dataset, seeds: xr.Dataset) -> None:
         )
 
 
-def _subject_map(address: str, row: int, weights: Weights, signal: str) -> NDArray[np.float32]:
-    stored = StoredRows(address)
+def _subject_map(source: tuple[str, str], row: int, weights: Weights, signal: str) -> NDArray[np.float32]:
+    stored = StoredRows(*source)
     with one_blas_thread():
         return z_map(stored.bold(row), stored.norm(row), weights, signal)[None]
 
 
-def _batch_moments(address: str, rows: list[int], shared: tuple[Weights, NDArray[Any]], signal: str) -> Moments:
-    stored = StoredRows(address)
+def _batch_moments(
+    source: tuple[str, str], rows: list[int], shared: tuple[Weights, NDArray[Any]], signal: str
+) -> Moments:
+    stored = StoredRows(*source)
+    stored.require_content()
     weights, voxels = shared
     accumulator = Accumulator(weights.shape[0], voxels)
     with one_blas_thread():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -41,6 +42,7 @@ def one_sample(
     tail: str = "positive",
     correction: str = "fdr_bh_positive",
     alpha: float = 0.05,
+    partials: str | os.PathLike[str] | None = None,
 ) -> xr.Dataset:
     """One-sample t of Fisher z over the subjects of a cohort, for every seed and voxel, lazily.
 
@@ -56,6 +58,8 @@ def one_sample(
         Seed signal; see :func:`ketanet.seed_maps`.
     tail, correction, alpha
         See :func:`threshold`.
+    partials : path, optional
+        Folder for partial results: a computation that was interrupted, built again, continues from them.
 
     Returns
     -------
@@ -83,7 +87,8 @@ def one_sample(
     grid = grid_from_attrs(cohort.attrs["grid"])
     inside = _inside(mask, grid)
     voxels = np.flatnonzero(inside)
-    root = moments(cohort, seeds, voxels=voxels, signal=signal)
+    folder = None if partials is None else Path(partials).absolute()
+    root = moments(cohort, seeds, voxels=voxels, signal=signal, partials=folder)
     finish = dask.delayed(_group_block, pure=True)
     shared = dask.delayed(voxels, pure=True)
     n_seeds = seeds.sizes["seed"]

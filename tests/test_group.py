@@ -345,9 +345,9 @@ def test_saving_computes_every_batch_once(people: Any, tmp_path: Path, monkeypat
     monkeypatch.setattr(ketanet.compute, "SUBJECTS_PER_TASK", 3)
     plain, seen = ketanet.connectivity._batch_moments, []
 
-    def counted(address: str, rows: list[int], shared: Any, signal: str) -> Any:
+    def counted(source: tuple[str, str], rows: list[int], shared: Any, signal: str) -> Any:
         seen.append(tuple(rows))
-        return plain(address, rows, shared, signal)
+        return plain(source, rows, shared, signal)
 
     monkeypatch.setattr(ketanet.connectivity, "_batch_moments", counted)
     every = [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11), (12, 13)]

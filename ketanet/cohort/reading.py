@@ -24,18 +24,19 @@ _NORM_ROWS = 256  # rows of bold_norm per lazy block: 256 x 70,000 x 4 bytes = 7
 
 
 class StoredRows:
-    """Rows of one cohort store, as stored. Holds only the address, so that it travels to workers in a few bytes."""
+    """Rows of one cohort store, as stored. Holds only its address and the digest of its content: a few bytes a task."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, content: str = "") -> None:
         self.address = address
+        self.content = content
 
     @property
     def _bold(self) -> zarr.Array[Any]:
-        return _open_array(self.address, "bold")
+        return _open_array(self.address, self.content, "bold")
 
     @property
     def _norm(self) -> zarr.Array[Any]:
-        return _open_array(self.address, "bold_norm")
+        return _open_array(self.address, self.content, "bold_norm")
 
     def bold(self, row: int, voxels: slice = slice(None), *, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Stored rows (voxel, time) of a subject, int16 or float32.
@@ -56,7 +57,7 @@ class StoredRows:
         array = self._bold
         start, stop, _ = voxels.indices(array.shape[1])
         step = array.chunks[1]
-        folder = _plain_folder(self.address, "bold")
+        folder = _plain_folder(self.address, self.content, "bold")
         if folder is None or start % step or (stop % step and stop != array.shape[1]):
             return self._bold_by_zarr(row, start, stop)
         first, last = start // step, -(-stop // step)
@@ -70,8 +71,13 @@ class StoredRows:
 
     def buffer(self) -> NDArray[Any]:
         """Memory for one subject's rows: (chunk, voxel of chunk, time)."""
+        return np.empty(self.buffer_shape, self._bold.dtype)
+
+    @property
+    def buffer_shape(self) -> tuple[int, int, int]:
+        """(chunk, voxel of chunk, time) of one subject."""
         array = self._bold
-        return np.empty((-(-array.shape[1] // array.chunks[1]), *array.chunks[1:]), array.dtype)
+        return (-(-array.shape[1] // array.chunks[1]), array.chunks[1], array.chunks[2])
 
     def _bold_by_zarr(self, row: int, start: int, stop: int) -> NDArray[Any]:
         array, step = self._bold, self._bold.chunks[1]
@@ -89,7 +95,7 @@ class StoredRows:
 
     def norm(self, row: int) -> NDArray[np.float32]:
         """Norms (voxel,) removed from the rows of a subject."""
-        folder = _plain_folder(self.address, "bold_norm")
+        folder = _plain_folder(self.address, self.content, "bold_norm")
         if folder is not None:
             found = np.empty(self._norm.shape[1], np.float32)
             try:
@@ -104,6 +110,21 @@ class StoredRows:
         if np.isnan(values[0]):
             raise StoreError(f"{self._name(row)}, chunk {row}/0 of bold_norm is missing; {_ADVICE}")
         return values
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes stored for one subject, uncompressed: whole chunks, and the norms."""
+        array = self._bold
+        return int(np.prod(self.buffer_shape) * array.dtype.itemsize + self._norm.shape[1] * 4)
+
+    def require_content(self) -> None:
+        """Raise a StoreError when the store is not the one that was opened."""
+        try:
+            found = zarr.open_group(self.address, mode="r").attrs.get("content")
+        except (OSError, ValueError, zarr.errors.BaseZarrError) as error:
+            raise StoreError(f"{self.address}: the cohort is gone or damaged since it was opened ({error})") from error
+        if found != self.content:
+            raise StoreError(f"{self.address}: the cohort was replaced while it was being mapped; run again")
 
     def chunks_of_voxels(self) -> list[slice]:
         """Voxel ranges of the chunks of a subject."""
@@ -121,7 +142,7 @@ class StoredRows:
         return f"{self._name(row)} could not be read; {_ADVICE}"
 
     def _name(self, row: int) -> str:
-        names = _open_array(self.address, "subject")
+        names = _open_array(self.address, self.content, "subject")
         return f"{self.address}: subject {names[row]!s}"
 
 
@@ -129,20 +150,21 @@ _ADVICE = "restore the store from a copy or ingest it again ('ketanet verify' li
 
 
 @lru_cache(maxsize=64)
-def _open_array(address: str, name: str) -> zarr.Array[Any]:
+def _open_array(address: str, _content: str, name: str) -> zarr.Array[Any]:
+    """An array, opened once a process and content: a store replaced under the same name is opened anew."""
     return zarr.open_array(address, path=name, mode="r")
 
 
 @lru_cache(maxsize=64)
-def _plain_folder(address: str, name: str) -> Path | None:
-    return plain_folder(_open_array(address, name))
+def _plain_folder(address: str, content: str, name: str) -> Path | None:
+    return plain_folder(_open_array(address, content, name))
 
 
 class _Lazy:
     """What dask needs to read `bold` (decoded) or `bold_norm` block by block."""
 
-    def __init__(self, address: str, name: str, shape: tuple[int, ...]) -> None:
-        self.rows = StoredRows(address)
+    def __init__(self, rows: StoredRows, name: str, shape: tuple[int, ...]) -> None:
+        self.rows = rows
         self.name = name
         self.shape = shape
         self.dtype = np.dtype(np.float32)
@@ -204,16 +226,17 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
             f"{spec.SCHEMA_VERSION}; ingest the cohort again or install the matching version"
         )
     _check_shapes(str(path), dataset, bold, norm)
+    rows = StoredRows(address, str(attrs["content"]))
     token = f"{attrs['content']}-{os.stat(address).st_ino}"
     step = bold.chunks[1]
     dataset["bold"] = (
         ("subject", "voxel", "time"),
-        da.from_array(_Lazy(address, "bold", bold.shape), (1, step, -1), f"bold-{token}", asarray=False),
+        da.from_array(_Lazy(rows, "bold", bold.shape), (1, step, -1), f"bold-{token}", asarray=False),
         spec.attrs_of("cohort", "bold"),
     )
     dataset["bold_norm"] = (
         ("subject", "voxel"),
-        da.from_array(_Lazy(address, "bold_norm", norm.shape), (_NORM_ROWS, -1), f"bold-norm-{token}", asarray=False),
+        da.from_array(_Lazy(rows, "bold_norm", norm.shape), (_NORM_ROWS, -1), f"bold-norm-{token}", asarray=False),
         spec.attrs_of("cohort", "bold_norm"),
     )
     dataset = dataset.assign_coords(row=("subject", np.arange(bold.shape[0])))

@@ -115,7 +115,7 @@ def verify_cohort(path: str | os.PathLike[str]) -> Verification:
         No store, or one whose metadata cannot be read.
     """
     cohort = open_cohort(path)
-    rows = StoredRows(cohort.attrs["store"])
+    rows = StoredRows(cohort.attrs["store"], str(cohort.attrs["content"]))
     names = [str(name) for name in cohort["subject"].values]
     lengths = cohort["n_time"].values
 

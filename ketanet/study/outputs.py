@@ -23,6 +23,7 @@ CONTENTS = (
     "maps",
     "tables",
     ".bidsignore",
+    "partials",
 )
 """What a run leaves in its folder."""
 

@@ -28,6 +28,7 @@ from ketanet.grid import Grid, grid_from_attrs, require_same_grid
 from ketanet.group import one_sample, threshold
 from ketanet.inference import robustness_table
 from ketanet.networks import overlap
+from ketanet.partials import FOLDER as PARTIALS
 from ketanet.report import write_report
 from ketanet.seeds import holds_images, read_coordinates, seeds_from_coordinates, seeds_from_images, seeds_table
 from ketanet.seeds.stack import stack_seeds
@@ -225,7 +226,8 @@ def _group_stage(inputs: _Inputs, folder: Path, ledger: Ledger) -> str:
         else:
             for stale in set(folder.glob("group_radius-*.zarr")) - set(paths.values()):
                 shutil.rmtree(stale)
-            save_all({paths[radius]: maps for radius, maps in _group_maps(inputs, test).items()})
+            made = _group_maps(inputs, test, folder / PARTIALS)
+            save_all({paths[radius]: maps for radius, maps in made.items()})
     return key
 
 
@@ -251,13 +253,13 @@ def _atlas_digest(atlas: xr.Dataset) -> str:
     return hashlib.sha256(atlas["membership"].values.tobytes() + "\n".join(names).encode()).hexdigest()
 
 
-def _group_maps(inputs: _Inputs, test: Mapping[str, Any]) -> dict[float | None, xr.Dataset]:
+def _group_maps(inputs: _Inputs, test: Mapping[str, Any], partials: Path) -> dict[float | None, xr.Dataset]:
     """Lazy group maps (cohort, seed, voxel) by radius."""
     study = inputs.study
     stacked = stack_seeds(list(inputs.seeds.values()))
     mask = None if study.group.mask is None else inputs.grid.read_mask(study.group.mask)
     whole = {
-        name: one_sample(cohort, stacked, mask=mask, signal=study.seeds.signal, **test)
+        name: one_sample(cohort, stacked, mask=mask, signal=study.seeds.signal, partials=partials, **test)
         for name, cohort in inputs.cohorts.items()
     }
     maps: dict[float | None, xr.Dataset] = {}

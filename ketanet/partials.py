@@ -1,0 +1,156 @@
+"""Partial results on disk, so that a long pass that is interrupted starts again where it stood.
+
+A partial is named after everything it depends on, so one made with other settings is never taken. It is written under a
+temporary name and renamed, and carries a digest of its bytes, so a half-written one is never taken for whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ketanet.errors import InputError, KetanetError
+
+log = logging.getLogger("ketanet")
+
+_MAGIC = b"ketanet partial 1\n"
+_DIGEST_BYTES = 16
+SUFFIX = ".part"
+FOLDER = "partials"
+
+
+def seconds_between() -> float:
+    """Shortest time between two partials of one process: 60 s, or ``KETANET_PARTIAL_SECONDS``."""
+    return float(os.environ.get("KETANET_PARTIAL_SECONDS", "60"))
+
+
+class _Clock:
+    """When this process last wrote a partial."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._last < seconds_between():
+                return False
+            self._last = now
+            return True
+
+
+_clock = _Clock()
+
+
+def write_partial_if_due(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Write a partial unless this process wrote one a short while ago. A disk that refuses costs the partial only."""
+    if path.exists() or not _clock.is_due():
+        return False
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(temporary, arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        log.warning("a partial result could not be kept (%s); an interrupted run would start further back", error)
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a partial is there and every byte of it is what was written. A damaged one is removed."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+            left = path.stat().st_size - _DIGEST_BYTES
+            while left > 0 and (block := file.read(min(left, 2**20))):
+                digest.update(block)
+                left -= len(block)
+            if left == 0 and file.read() == digest.digest():
+                return True
+    except OSError as error:
+        raise KetanetError(f"{path}: the partial result cannot be read ({error})") from error
+    log.warning("%s: a damaged partial result is computed again", path)
+    path.unlink(missing_ok=True)
+    return False
+
+
+def read_partial(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of a partial that :func:`is_whole` has found sound."""
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise KetanetError(f"{path} is no partial result; remove it ('ketanet clean')")
+        header = json.loads(file.readline())
+        arrays = {}
+        for name, dtype, shape in header:
+            array = np.empty(shape, np.dtype(dtype))
+            file.readinto(memoryview(array.data).cast("B"))
+            arrays[name] = array
+    return arrays
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    header = json.dumps([[name, a.dtype.str, list(a.shape)] for name, a in arrays.items()]).encode() + b"\n"
+    with path.open("wb") as file:
+        for block in (_MAGIC, header, *(np.ascontiguousarray(a).tobytes() for a in arrays.values())):
+            file.write(block)
+            digest.update(block)
+        file.write(digest.digest())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def partials_beside(store: str | os.PathLike[str]) -> Path:
+    """Folder for the partials of a store that is being made."""
+    path = Path(store)
+    return path.with_name(f"{path.name}.{FOLDER}")
+
+
+def clean(path: str | os.PathLike[str]) -> list[Path]:
+    """Remove the partial results of a results folder, or of a store and its interrupted writing.
+
+    Parameters
+    ----------
+    path : path
+        Folder of a run, a group store or a cohort store (finished or not).
+
+    Returns
+    -------
+    list of Path
+        What was removed. Finished results stay.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, and nothing unfinished of that name.
+    """
+    target = Path(path)
+    beside = [partials_beside(target), target.with_name(target.name + ".partial")]
+    inside = [target / FOLDER, *target.glob("*.partial"), *target.glob(".*.partial")] if target.is_dir() else []
+    found = [p for p in (*beside, *inside) if p.exists()]
+    if not found and not target.exists():
+        raise InputError(f"{path}: no such results, and nothing unfinished of that name")
+    for entry in found:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    return found
