@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ketanet.ingest import NiftiSource, ParcelSource, ingest_cohort
     from ketanet.labelling import atlas, canonical_shares, cluster_table, label
     from ketanet.networks import overlap, overlap_images
+    from ketanet.planning import plan
     from ketanet.report import write_report
     from ketanet.seeds import (
         load_seeds,
@@ -45,6 +46,7 @@ _HOME = {
     "inference": ("compare_images", "compare_maps", "robustness_table"),
     "ingest": ("NiftiSource", "ParcelSource", "ingest_cohort"),
     "labelling": ("atlas", "canonical_shares", "cluster_table", "label"),
+    "planning": ("plan",),
     "networks": ("overlap", "overlap_images"),
     "report": ("write_report",),
     "seeds": (

@@ -69,6 +69,9 @@ Cluster = Annotated[
     typer.Option("--cluster", help="threads, processes, or the address of a Dask scheduler (tcp://host:port)."),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads or processes; default: all cores.")]
+MemoryLimit = Annotated[
+    str | None, typer.Option("--memory-limit", help="Memory allowed, such as 8GiB; default: what the machine has free.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 RadiusMm = Annotated[float, typer.Option("--radius-mm", help="Sphere radius in mm.")]
 RuleOption = Annotated[Rule, typer.Option("--rule", help="fcnm: radius rounded to voxels, as published; mm: exact.")]
@@ -238,12 +241,14 @@ def map_(
     space: SpaceOption = None,
     cluster: Cluster = "threads",
     workers: Workers = None,
+    memory_limit: MemoryLimit = None,
 ) -> None:
     """Map every contrast in a cohort: connectivity of its seed, tested over people."""
     from ketanet.cohort import open_cohort, select
     from ketanet.compute import connect, save
     from ketanet.group import one_sample
     from ketanet.partials import partials_beside
+    from ketanet.planning import plan
     from ketanet.seeds import load_seeds
 
     people = select(open_cohort(cohort), where)
@@ -258,7 +263,8 @@ def map_(
         alpha=alpha,
         partials=partials_beside(out),
     )
-    with connect(cluster, workers=workers):
+    with connect(cluster, workers=workers) as connection:
+        plan(group, workers=connection.workers).require(_bytes(memory_limit))
         save(group, out)
     print(f"{out}: {made.sizes['seed']} contrasts in {people.sizes['subject']} people")
 
@@ -313,14 +319,15 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Replace another study's results in the folder.")] = False,
     cluster: Cluster = "threads",
     workers: Workers = None,
+    memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a study through all stages. Run again to resume: only what is missing or changed is computed."""
     from ketanet.compute import connect
     from ketanet.study import run_study, study_summary
 
-    with connect(cluster, workers=workers):
-        folder = run_study(study, out, force=force)
+    with connect(cluster, workers=workers) as connection:
+        folder = run_study(study, out, force=force, workers=connection.workers, memory_limit=_bytes(memory_limit))
     table = study_summary(folder)
     if as_json:
         _print_json(
@@ -333,6 +340,24 @@ def run(
         return
     print(table.to_string(index=False, float_format="{:.2f}".format))
     print(f"\nReport: {folder / 'report.html'}")
+
+
+@app.command()
+def plan(
+    study: Annotated[Path, typer.Argument(help="study.toml")],
+    workers: Workers = None,
+    memory_limit: MemoryLimit = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a study will cost: bytes, tasks, memory, disk, time. Refuses what would not fit."""
+    from ketanet.study import plan_study
+
+    found = plan_study(study, workers=workers)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        print(found.describe())
+    found.require(_bytes(memory_limit))
 
 
 @app.command()
@@ -429,6 +454,12 @@ def _plain_output(debug: bool) -> Iterator[None]:
             yield
         finally:
             log.removeHandler(handler)
+
+
+def _bytes(text: str | None) -> int | None:
+    from ketanet.planning import parse_size
+
+    return None if text is None else parse_size(text)
 
 
 def _print_json(value: Any) -> None:

@@ -20,6 +20,7 @@ from threadpoolctl import ThreadpoolController
 
 from ketanet.errors import InputError, StoreError
 from ketanet.files import new_folder
+from ketanet.progress import PassProgress
 from ketanet.spec import SCHEMA_VERSION
 
 SUBJECTS_PER_TASK = 16
@@ -261,7 +262,8 @@ def save_all(datasets: Mapping[str | os.PathLike[str], xr.Dataset]) -> list[xr.D
             _storable(dataset).to_zarr(folder, mode="w", zarr_format=3, consolidated=False, compute=False)
             for dataset, folder in zip(datasets.values(), folders, strict=True)
         ]
-        dask.compute(*writes)
+        with PassProgress():
+            dask.compute(*writes)
     return [open_results(path) for path in paths]
 
 

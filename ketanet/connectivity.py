@@ -22,6 +22,7 @@ from ketanet.grid import grid_from_attrs, require_same_grid
 from ketanet.kernels.fisher import has_fast_path
 from ketanet.kernels.moments import Accumulator, Moments, Subject, Weights, merge, seed_signals, z_map
 from ketanet.partials import SUFFIX, is_whole, read_partial, write_partial_if_due
+from ketanet.progress import task_name
 from ketanet.seeds import seed_weights
 
 ENGINE = 1  # raised whenever the bits of the moments change
@@ -29,7 +30,7 @@ ENGINE = 1  # raised whenever the bits of the moments change
 PARTIAL_SHARE = 0.1
 """Partials hold at most this share of the bytes that a pass reads."""
 
-_GROUP = 4
+GROUP = 4
 """Subjects in memory at once in a task: 4 x 28 MB (70,000 voxels x 200 frames), whose sums then stay in the cache."""
 
 
@@ -60,7 +61,7 @@ def seed_maps(cohort: xr.Dataset, seeds: xr.Dataset, *, signal: str = "mean") ->
     """
     check_pair(cohort, seeds)
     spec.choice(signal, spec.SIGNALS, "signal")
-    source = (cohort.attrs["store"], str(cohort.attrs["content"]))
+    source = _source(cohort)
     weights = dask.delayed(seed_weights(seeds), pure=True)
     one = dask.delayed(_subject_map, pure=True)
     shape = (1, seeds.sizes["seed"], cohort.sizes["voxel"])
@@ -114,21 +115,39 @@ def moments(
     shared = dask.delayed((weights, targets), pure=True)
     batch = dask.delayed(_batch_moments, pure=True)
     step = subjects_per_task(len(rows))
-    source = (cohort.attrs["store"], str(cohort.attrs["content"]))
-    parts = [batch(source, rows[start : start + step], shared, signal) for start in range(0, len(rows), step)]
+    source = _source(cohort)
+    key = _pass_key(source[1], weights, targets, signal)
+    parts = []
+    for start in range(0, len(rows), step):
+        own = rows[start : start + step]
+        name = task_name(
+            len(own), len(own) * row_bytes(cohort), hashlib.sha256(f"{key} {own}".encode()).hexdigest()[:24]
+        )
+        parts.append(batch(source, own, shared, signal, dask_key_name=name))
     if partials is None:
         return tree(parts, merge)
-    key = _pass_key(cohort.attrs["content"], weights, targets, signal)
-    keeper = _Keeper(partials, key, rows, step, _partial_bytes(weights.shape[0], len(targets)), row_bytes(cohort))
+    keeper = _Keeper(partials, key, rows, step, partial_bytes(weights.shape[0], len(targets)), row_bytes(cohort))
     return tree(parts, merge, keeper)
 
 
 def row_bytes(cohort: xr.Dataset) -> int:
     """Bytes read for one subject: stored rows and norms."""
-    return StoredRows(cohort.attrs["store"], str(cohort.attrs["content"])).row_bytes
+    return StoredRows(*_source(cohort)).row_bytes
 
 
-def _partial_bytes(n_seeds: int, n_targets: int) -> int:
+def measure_batch(cohort: xr.Dataset, seeds: xr.Dataset, targets: NDArray[np.int64] | None, signal: str) -> None:
+    """Do the work of one task on all subjects of a (small) cohort, and forget the result: for calibration."""
+    voxels = np.arange(cohort.sizes["voxel"]) if targets is None else np.asarray(targets, np.int64)
+    rows = [int(row) for row in cohort["row"].values]
+    _batch_moments(_source(cohort), rows, (seed_weights(seeds), voxels), signal)
+
+
+def _source(cohort: xr.Dataset) -> tuple[str, str]:
+    """Address and content of a cohort's store: what a task needs to read it, and to know it again."""
+    return str(cohort.attrs["store"]), str(cohort.attrs["content"])
+
+
+def partial_bytes(n_seeds: int, n_targets: int) -> int:
     """Size of stored moments: mean and M2 in float64, counts in int32 (at most one a seed)."""
     return n_seeds * n_targets * 16 + n_targets * 4
 
@@ -204,9 +223,9 @@ def _batch_moments(
     weights, voxels = shared
     accumulator = Accumulator(weights.shape[0], voxels)
     with one_blas_thread():
-        buffers = [stored.buffer() for _ in rows[:_GROUP]]
-        for start in range(0, len(rows), _GROUP):
-            group = zip(rows[start : start + _GROUP], buffers, strict=False)
+        buffers = [stored.buffer() for _ in rows[:GROUP]]
+        for start in range(0, len(rows), GROUP):
+            group = zip(rows[start : start + GROUP], buffers, strict=False)
             accumulator.add(*[_subject(stored, row, weights, signal, buffer) for row, buffer in group])
     return accumulator.moments()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ketanet import spec
-from ketanet.connectivity import check_pair, moments
+from ketanet.connectivity import check_pair, moments, row_bytes
 from ketanet.errors import InputError
 from ketanet.grid import grid_from_attrs
 from ketanet.kernels.moments import Moments
@@ -21,6 +22,19 @@ from ketanet.kernels.statistics import adjust, log10_p, one_sample_t, significan
 
 MIN_SUBJECTS = 3
 SEEDS_PER_BLOCK = 8  # of 70,000 voxels x 4 bytes: 2.2 MB per variable, read and written at once
+
+
+@dataclass(frozen=True)
+class PassSize:
+    """What the cost of a pass follows from: people, seeds, voxels tested and in all, frames, bytes stored a person."""
+
+    people: int
+    seeds: int
+    targets: int
+    voxels: int
+    frames: int
+    row_bytes: int
+
 
 _DTYPES = {
     "n": np.int32,
@@ -110,6 +124,16 @@ def one_sample(
         "tail": tail,
         "correction": correction,
         "alpha": float(alpha),
+        "pass": asdict(
+            PassSize(
+                people=int(cohort.sizes["subject"]),
+                seeds=int(n_seeds),
+                targets=len(voxels),
+                voxels=grid.n_voxels,
+                frames=int(cohort.sizes["time"]),
+                row_bytes=row_bytes(cohort),
+            )
+        ),
     }
     return _labelled(variables, seeds, attrs)
 

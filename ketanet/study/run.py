@@ -9,7 +9,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from ketanet.connectivity import seed_maps
 from ketanet.errors import InputError, KetanetWarning
 from ketanet.files import disk_errors, write_table, write_text
 from ketanet.grid import Grid, grid_from_attrs, require_same_grid
-from ketanet.group import one_sample, threshold
+from ketanet.group import SEEDS_PER_BLOCK, one_sample, threshold
 from ketanet.inference import robustness_table
 from ketanet.networks import overlap
 from ketanet.partials import FOLDER as PARTIALS
+from ketanet.planning import Plan, calibrate, plan
 from ketanet.report import write_report
 from ketanet.seeds import holds_images, read_coordinates, seeds_from_coordinates, seeds_from_images, seeds_table
 from ketanet.seeds.stack import stack_seeds
@@ -65,7 +66,14 @@ class _Inputs:
         return self.study.network.model_dump() | {"directions": self.directions}
 
 
-def run_study(path: str | os.PathLike[str], out: str | os.PathLike[str], *, force: bool = False) -> Path:
+def run_study(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    workers: int | None = None,
+    memory_limit: int | None = None,
+) -> Path:
     """Run a study file through all stages; run again, only what is missing or has changed is done.
 
     Parameters
@@ -76,6 +84,10 @@ def run_study(path: str | os.PathLike[str], out: str | os.PathLike[str], *, forc
         Folder for the results.
     force : bool
         Use a folder that holds another study's results; they are removed.
+    workers : int, optional
+        Tasks side by side, for the memory that is needed; default: the CPU cores this process may use.
+    memory_limit : int, optional
+        Bytes allowed; default: what the machine has free.
 
     Returns
     -------
@@ -85,7 +97,7 @@ def run_study(path: str | os.PathLike[str], out: str | os.PathLike[str], *, forc
     Raises
     ------
     InputError
-        Something in the study cannot be used; nothing is computed then.
+        Something in the study cannot be used, or more memory is needed than allowed; nothing is computed then.
     """
     study = load_study(path)
     inputs = _open(study)
@@ -98,8 +110,42 @@ def run_study(path: str | os.PathLike[str], out: str | os.PathLike[str], *, forc
     }
     claim(folder, study.name, description, CONTENTS, force=force)
     with disk_errors(folder):
-        _run(inputs, folder, Path(path))
+        _run(inputs, folder, Path(path), workers, memory_limit)
     return folder
+
+
+def plan_study(path: str | os.PathLike[str], *, workers: int | None = None, measured: bool = True) -> Plan:
+    """Cost of a study's passes over its cohorts, before running it.
+
+    Parameters
+    ----------
+    path : path
+        ``study.toml``.
+    workers : int, optional
+        Tasks side by side; default: the CPU cores this process may use.
+    measured : bool
+        Estimate the time from two seconds of the real work on this machine.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    InputError
+        Something in the study cannot be used.
+    """
+    inputs = _open(load_study(path))
+    passes = _passes(inputs, _test_settings(inputs.study), None)
+    found = plan(list(passes.values()), workers=workers)
+    if not measured:
+        return found
+    mask = inputs.study.group.mask
+    targets = None if mask is None else np.flatnonzero(inputs.grid.read_mask(mask))
+    stacked = stack_seeds(list(inputs.seeds.values()))
+    cohort = next(iter(inputs.cohorts.values()))
+    seconds = calibrate(cohort, stacked, targets=targets, signal=inputs.study.seeds.signal)
+    return replace(found, seconds=seconds * found.people / found.workers)
 
 
 def study_summary(folder: str | os.PathLike[str]) -> pd.DataFrame:
@@ -167,7 +213,7 @@ def _seeds(study: Study, grid: Grid) -> dict[float | None, xr.Dataset]:
     return sets
 
 
-def _run(inputs: _Inputs, folder: Path, source: Path) -> None:
+def _run(inputs: _Inputs, folder: Path, source: Path, workers: int | None, memory_limit: int | None) -> None:
     study, ledger = inputs.study, Ledger(folder)
     write_text(folder / "study.toml", study.to_toml())
     write_text(
@@ -176,7 +222,7 @@ def _run(inputs: _Inputs, folder: Path, source: Path) -> None:
     )
     write_table(folder / "seeds.tsv", seeds_table(inputs.main))
     ledger.record(_provenance(inputs, source))
-    group_key = _group_stage(inputs, folder, ledger)
+    group_key = _group_stage(inputs, folder, ledger, workers, memory_limit)
     group = open_results(folder / "group.zarr")
     radii = {r: open_results(folder / f"group_radius-{r:g}.zarr") for r in inputs.seeds if r is not None}
     if not inputs.grid.has_extent:
@@ -206,10 +252,9 @@ def _due(ledger: Ledger, stage: str, key: str, outputs: Any) -> bool:
     return not done
 
 
-def _group_stage(inputs: _Inputs, folder: Path, ledger: Ledger) -> str:
+def _group_stage(inputs: _Inputs, folder: Path, ledger: Ledger, workers: int | None, memory_limit: int | None) -> str:
     """Group maps of all cohorts and radii in one pass; with new test settings alone, from the stored t."""
-    settings = inputs.study.group
-    test: dict[str, Any] = {"tail": settings.tail, "correction": settings.correction, "alpha": settings.alpha}
+    test = _test_settings(inputs.study)
     paths = {
         radius: folder / ("group.zarr" if radius is None else f"group_radius-{radius:g}.zarr")
         for radius in inputs.seeds
@@ -226,9 +271,14 @@ def _group_stage(inputs: _Inputs, folder: Path, ledger: Ledger) -> str:
         else:
             for stale in set(folder.glob("group_radius-*.zarr")) - set(paths.values()):
                 shutil.rmtree(stale)
-            made = _group_maps(inputs, test, folder / PARTIALS)
-            save_all({paths[radius]: maps for radius, maps in made.items()})
+            whole = _passes(inputs, test, folder / PARTIALS)
+            plan(list(whole.values()), workers=workers).require(memory_limit)
+            save_all({paths[radius]: maps for radius, maps in _by_radius(whole, inputs).items()})
     return key
+
+
+def _test_settings(study: Study) -> dict[str, Any]:
+    return {"tail": study.group.tail, "correction": study.group.correction, "alpha": study.group.alpha}
 
 
 def _pass_facts(inputs: _Inputs) -> dict[str, Any]:
@@ -253,25 +303,26 @@ def _atlas_digest(atlas: xr.Dataset) -> str:
     return hashlib.sha256(atlas["membership"].values.tobytes() + "\n".join(names).encode()).hexdigest()
 
 
-def _group_maps(inputs: _Inputs, test: Mapping[str, Any], partials: Path) -> dict[float | None, xr.Dataset]:
-    """Lazy group maps (cohort, seed, voxel) by radius."""
+def _passes(inputs: _Inputs, test: Mapping[str, Any], partials: Path | None) -> dict[str, xr.Dataset]:
+    """Lazy group maps of each cohort, of the seeds of all radii one after another."""
     study = inputs.study
     stacked = stack_seeds(list(inputs.seeds.values()))
     mask = None if study.group.mask is None else inputs.grid.read_mask(study.group.mask)
-    whole = {
+    return {
         name: one_sample(cohort, stacked, mask=mask, signal=study.seeds.signal, partials=partials, **test)
         for name, cohort in inputs.cohorts.items()
     }
+
+
+def _by_radius(whole: Mapping[str, xr.Dataset], inputs: _Inputs) -> dict[float | None, xr.Dataset]:
+    """Lazy group maps (cohort, seed, voxel) of each radius."""
     maps: dict[float | None, xr.Dataset] = {}
     start = 0
     for radius, seeds in inputs.seeds.items():
         part = slice(start, start + seeds.sizes["seed"])
         start = part.stop
         joined = xr.concat(
-            [w.isel(seed=part) for w in whole.values()],
-            dim="cohort",
-            combine_attrs="override",
-            join="override",
+            [w.isel(seed=part) for w in whole.values()], dim="cohort", combine_attrs="override", join="override"
         )
         own = {str(k): v for k, v in seeds.coords.items() if v.dims == ("seed",)}
         joined = joined.assign_coords(
@@ -282,7 +333,7 @@ def _group_maps(inputs: _Inputs, test: Mapping[str, Any], partials: Path) -> dic
             }
         )
         joined.attrs["radius_mm"] = seeds.attrs.get("radius_mm")
-        maps[radius] = joined.chunk({"cohort": 1, "seed": 8, "voxel": -1})
+        maps[radius] = joined.chunk({"cohort": 1, "seed": SEEDS_PER_BLOCK, "voxel": -1})
     return maps
 
 

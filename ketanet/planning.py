@@ -1,0 +1,257 @@
+"""What a pass over a cohort will cost, before it is run; refusal of what would not fit."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ketanet.compute import FAN_IN, available_cores, subjects_per_task
+from ketanet.connectivity import GROUP, PARTIAL_SHARE, measure_batch, partial_bytes
+from ketanet.errors import InputError
+from ketanet.group import SEEDS_PER_BLOCK, PassSize
+from ketanet.kernels.moments import SEED_BLOCK, TILE
+
+BASE_BYTES = 350 * 2**20
+"""Python with the libraries loaded (measured: 280 MB), and room for what the allocator holds back."""
+
+_STORED_BYTES = 25  # a seed and voxel in a group store: n, mean, var, t, p, q as 4 bytes each, and a bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cost of one or more passes.
+
+    Attributes
+    ----------
+    people : int
+        Subjects read, over all passes.
+    tasks : int
+    bytes_read : int
+    flops : float
+        Of the products of seeds with voxels, two a multiplication.
+    task_memory : int
+        Bytes of the largest task.
+    total_memory : int
+        Bytes in all with `workers` tasks side by side, partial results waiting and libraries included.
+    bytes_written : int
+        Of results, before compression.
+    bytes_partials : int
+        Most that partial results may take.
+    workers : int
+    seconds : float or None
+        Estimate from a calibration on this machine.
+    """
+
+    people: int
+    tasks: int
+    bytes_read: int
+    flops: float
+    task_memory: int
+    total_memory: int
+    bytes_written: int
+    bytes_partials: int
+    workers: int
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Lines for people."""
+        rows = {
+            "people": f"{self.people:,}",
+            "tasks": f"{self.tasks:,}",
+            "to read": size_words(self.bytes_read),
+            "products": f"{self.flops / 1e12:.3g} TFLOP",
+            "memory of the largest task": size_words(self.task_memory),
+            f"memory in all, {self.workers} workers": size_words(self.total_memory),
+            "to write": size_words(self.bytes_written),
+            "partial results, at most": size_words(self.bytes_partials),
+        }
+        if self.seconds is not None:
+            rows["time, estimated"] = time_words(self.seconds)
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+    def require(self, limit: int | None = None) -> None:
+        """Refuse what would not fit.
+
+        Parameters
+        ----------
+        limit : int, optional
+            Bytes allowed; default what the machine has free (:func:`available_memory`).
+
+        Raises
+        ------
+        InputError
+            The plan needs more; both numbers are said, and what to change.
+        """
+        allowed = available_memory() if limit is None else limit
+        if self.total_memory <= allowed:
+            return
+        alone = self.total_memory - (self.workers - 1) * self.task_memory
+        if alone <= allowed:
+            fitting = 1 + int((allowed - alone) // self.task_memory)
+            advice = f"use --workers {fitting}"
+        else:
+            advice = "map fewer contrasts or radii at once, or set a group mask, or raise --memory-limit"
+        raise InputError(
+            f"{size_words(self.total_memory)} of memory are needed with {self.workers} workers "
+            f"({size_words(self.task_memory)} a task), {size_words(allowed)} are allowed; {advice}"
+        )
+
+
+def plan(group: xr.Dataset | Sequence[xr.Dataset], *, workers: int | None = None) -> Plan:
+    """Cost of computing lazy group maps.
+
+    Parameters
+    ----------
+    group : xarray.Dataset or sequence of Datasets
+        As :func:`ketanet.one_sample` gives it; of several, the passes are added up.
+    workers : int, optional
+        Tasks side by side; default: the CPU cores this process may use.
+
+    Returns
+    -------
+    Plan
+        Nothing is read or computed.
+
+    Raises
+    ------
+    InputError
+        The dataset does not come from :func:`ketanet.one_sample`.
+    """
+    groups = [group] if isinstance(group, xr.Dataset) else list(group)
+    for one in groups:
+        if "pass" not in one.attrs:
+            raise InputError("these are no group maps made by one_sample; there is no pass over a cohort to plan")
+    return plan_passes([PassSize(**one.attrs["pass"]) for one in groups], workers=workers)
+
+
+def plan_passes(sizes: Sequence[PassSize], *, workers: int | None = None, seconds: float | None = None) -> Plan:
+    """Cost of passes of given sizes, run together."""
+    count = workers or available_cores()
+    parts = [_one_pass(size) for size in sizes]
+    task = max(p["task"] for p in parts)
+    total = BASE_BYTES + count * task + sum(p["waiting"] for p in parts)
+    return Plan(
+        people=sum(s.people for s in sizes),
+        tasks=sum(p["tasks"] for p in parts),
+        bytes_read=sum(s.people * s.row_bytes for s in sizes),
+        flops=float(sum(2 * s.people * s.seeds * s.targets * s.frames for s in sizes)),
+        task_memory=task,
+        total_memory=total,
+        bytes_written=sum(s.seeds * s.voxels * _STORED_BYTES for s in sizes),
+        bytes_partials=sum(int(PARTIAL_SHARE * s.people * s.row_bytes) for s in sizes),
+        workers=count,
+        seconds=seconds,
+    )
+
+
+def _one_pass(size: PassSize) -> dict[str, int]:
+    """Tasks, bytes of the largest task, and bytes of partial results that wait to be merged."""
+    batches = -(-size.people // subjects_per_task(size.people))
+    merges, level, levels = 0, batches, 0
+    while level > 1:
+        level = -(-level // FAN_IN)
+        merges, levels = merges + level, levels + 1
+    blocks = -(-size.seeds // SEEDS_PER_BLOCK)
+    one = partial_bytes(size.seeds, size.targets)
+    sums = 12 * size.seeds * size.targets
+    group = min(GROUP, size.people)
+    reading = group * (size.row_bytes + 4 * TILE * size.frames + 4 * size.seeds * size.frames)
+    sweep = 8 * TILE * min(SEED_BLOCK, size.seeds)
+    finishing = 2 * SEEDS_PER_BLOCK * size.voxels * (_STORED_BYTES + 24)
+    task = max(reading + sums + sweep, sums + 2 * one, 2 * one, finishing)
+    waiting = one * ((FAN_IN - 1) * levels + 1)
+    return {"tasks": batches + merges + blocks, "task": task, "waiting": waiting}
+
+
+def calibrate(cohort: xr.Dataset, seeds: xr.Dataset, *, targets: Any = None, signal: str = "mean") -> float:
+    """Seconds per person of one worker, from two seconds of the real thing on the first people of a cohort."""
+    people = cohort.isel(subject=slice(0, GROUP))
+    measure_batch(people, seeds, targets, signal)  # compile and open once, untimed
+    done, started = 0, time.perf_counter()
+    while True:
+        measure_batch(people, seeds, targets, signal)
+        done += people.sizes["subject"]
+        spent = time.perf_counter() - started
+        if spent > 2.0:
+            return spent / done
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: what the machine has free, bounded by a cgroup."""
+    free = _meminfo("MemAvailable")
+    limit, used = (_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit is not None and used is not None:
+        free = min(free, max(0, limit - used))
+    return free
+
+
+def _meminfo(name: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**62
+    return int(pages)
+
+
+def _number(path: str) -> int | None:
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``8GiB``, ``1500 MB`` or ``2e9``.
+
+    Raises
+    ------
+    InputError
+        The text is no size.
+
+    Examples
+    --------
+    >>> parse_size("2 GiB")
+    2147483648
+    >>> parse_size("1.5GB")
+    1500000000
+    """
+    units = {"": 1, "b": 1}
+    units |= {f"{u}b": 1000 ** (i + 1) for i, u in enumerate("kmgt")}
+    units |= {f"{u}ib": 1024 ** (i + 1) for i, u in enumerate("kmgt")}
+    folded = text.strip().lower()
+    number = folded.rstrip("bikmgt ")
+    try:
+        value = float(number) * units[folded[len(number) :].strip()]
+    except (ValueError, KeyError):
+        raise InputError(f"{text!r} is no size; write it as 8GiB or 1500MB") from None
+    if not np.isfinite(value) or value <= 0:
+        raise InputError(f"{text!r} is no size above zero; write it as 8GiB or 1500MB")
+    return int(value)
+
+
+def size_words(size: float) -> str:
+    """Bytes in words, such as ``27.6 GB``."""
+    power = min(4, int(math.log(max(size, 1), 1000)))
+    return f"{size / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+def time_words(seconds: float) -> str:
+    """Seconds in words, such as ``2 min``."""
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (math.inf, 3600, "h")):
+        if seconds < limit:
+            return f"{max(1, round(seconds / unit))} {name}"
+    raise AssertionError
