@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ketanet.batches import many_seeds
     from ketanet.cohort import cohort_info, open_cohort, select, verify_cohort
     from ketanet.compute import connect, open_results, save
     from ketanet.connectivity import seed_maps
@@ -46,6 +47,7 @@ _HOME = {
     "inference": ("compare_images", "compare_maps", "robustness_table"),
     "ingest": ("NiftiSource", "ParcelSource", "ingest_cohort"),
     "labelling": ("atlas", "canonical_shares", "cluster_table", "label"),
+    "batches": ("many_seeds",),
     "planning": ("plan",),
     "networks": ("overlap", "overlap_images"),
     "report": ("write_report",),

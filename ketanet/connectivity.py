@@ -61,7 +61,7 @@ def seed_maps(cohort: xr.Dataset, seeds: xr.Dataset, *, signal: str = "mean") ->
     """
     check_pair(cohort, seeds)
     spec.choice(signal, spec.SIGNALS, "signal")
-    source = _source(cohort)
+    source = source_of(cohort)
     weights = dask.delayed(seed_weights(seeds), pure=True)
     one = dask.delayed(_subject_map, pure=True)
     shape = (1, seeds.sizes["seed"], cohort.sizes["voxel"])
@@ -115,8 +115,8 @@ def moments(
     shared = dask.delayed((weights, targets), pure=True)
     batch = dask.delayed(_batch_moments, pure=True)
     step = subjects_per_task(len(rows))
-    source = _source(cohort)
-    key = _pass_key(source[1], weights, targets, signal)
+    source = source_of(cohort)
+    key = pass_key(source[1], weights, targets, signal)
     parts = []
     for start in range(0, len(rows), step):
         own = rows[start : start + step]
@@ -132,17 +132,17 @@ def moments(
 
 def row_bytes(cohort: xr.Dataset) -> int:
     """Bytes read for one subject: stored rows and norms."""
-    return StoredRows(*_source(cohort)).row_bytes
+    return StoredRows(*source_of(cohort)).row_bytes
 
 
 def measure_batch(cohort: xr.Dataset, seeds: xr.Dataset, targets: NDArray[np.int64] | None, signal: str) -> None:
     """Do the work of one task on all subjects of a (small) cohort, and forget the result: for calibration."""
     voxels = np.arange(cohort.sizes["voxel"]) if targets is None else np.asarray(targets, np.int64)
     rows = [int(row) for row in cohort["row"].values]
-    _batch_moments(_source(cohort), rows, (seed_weights(seeds), voxels), signal)
+    _batch_moments(source_of(cohort), rows, (seed_weights(seeds), voxels), signal)
 
 
-def _source(cohort: xr.Dataset) -> tuple[str, str]:
+def source_of(cohort: xr.Dataset) -> tuple[str, str]:
     """Address and content of a cohort's store: what a task needs to read it, and to know it again."""
     return str(cohort.attrs["store"]), str(cohort.attrs["content"])
 
@@ -178,7 +178,7 @@ class _Keeper:
         return self.size <= PARTIAL_SHARE * parts * self.step * self.row_size
 
 
-def _pass_key(content: str, weights: Weights, targets: NDArray[np.int64], signal: str) -> str:
+def pass_key(content: str, weights: Weights, targets: NDArray[np.int64], signal: str) -> str:
     """Digest of all that the moments of given subjects depend on, to the bit."""
     digest = hashlib.sha256(f"{ENGINE} {has_fast_path()} {content} {signal} {weights.shape}".encode())
     for array in (weights.data, weights.indices, weights.indptr, targets):

@@ -59,17 +59,23 @@ def write_partial_if_due(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bool
     """Write a partial unless this process wrote one a short while ago. A disk that refuses costs the partial only."""
     if path.exists() or not _clock.is_due():
         return False
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(temporary, arrays)
-        os.replace(temporary, path)
+        write_partial(path, arrays)
     except OSError as error:
         log.warning("a partial result could not be kept (%s); an interrupted run would start further back", error)
         return False
+    return True
+
+
+def write_partial(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a partial under a temporary name, then rename; its folder is there."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        _write(temporary, arrays)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return True
 
 
 def is_whole(path: Path) -> bool:

@@ -74,6 +74,11 @@ class StoredRows:
         return np.empty(self.buffer_shape, self._bold.dtype)
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """int16 or float32."""
+        return self._bold.dtype
+
+    @property
     def buffer_shape(self) -> tuple[int, int, int]:
         """(chunk, voxel of chunk, time) of one subject."""
         array = self._bold

@@ -6,6 +6,7 @@ added to the moments while it is in the cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -200,20 +201,45 @@ class Accumulator:
 
     def moments(self) -> Moments:
         """Moments of the subjects added so far, each (seed, target)."""
-        n = self._count[None]
+        n = self._counts()
+        mean = np.empty((self._n_seeds, len(self._voxels)))
+        m2 = np.empty_like(mean)
+        for place, _, own_mean, own_m2 in self._parts(n):
+            mean[place], m2[place] = own_mean, own_m2
+        return Moments(n, mean, m2)
+
+    def merge_into(self, total: Moments) -> Moments:
+        """Moments of `total` and the subjects added so far; the arrays of `total` are used up."""
+        own_n = self._counts()
+        n = total.n + own_n
+        for place, count, mean, m2 in self._parts(own_n):
+            before = total.n[place if len(total.n) > 1 else (slice(None), place[1])]
+            both = before + count
+            share = np.divide(count, both, out=np.zeros(both.shape), where=both > 0)
+            delta = mean - total.mean[place]
+            total.mean[place] += delta * share
+            total.m2[place] += m2 + delta * delta * (before * share)
+        return Moments(n, total.mean, total.m2)
+
+    def _counts(self) -> NDArray[np.int32]:
+        """People with signal, (1, target) where it is the same for all seeds, else (seed, target)."""
+        n = self._count[None].copy()
         if self._gaps:
             n = np.repeat(n, self._n_seeds, axis=0)
             for unused, present in self._gaps:
                 n[unused] -= present
-        mean = np.empty((self._n_seeds, len(self._voxels)))
-        m2 = np.empty_like(mean)
+        return n
+
+    def _parts(
+        self, n: NDArray[np.int32]
+    ) -> Iterator[tuple[tuple[slice, slice], NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]]:
+        """Place (seeds, targets), count, mean and M2 of each tile and block."""
         for tile, parts in zip(self._tiles, self._sums, strict=True):
             for block, (origin, total, squares) in zip(self._blocks, parts, strict=True):
                 own = n[block if len(n) > 1 else slice(None), tile]
                 shift = np.divide(total.T, own, out=np.zeros(total.T.shape), where=own > 0)
-                mean[block, tile] = origin.T + shift
-                m2[block, tile] = np.maximum(squares.T - total.T * shift, 0.0)
-        return Moments(n, mean, m2)
+                mean = np.asarray(origin.T + shift, np.float64)
+                yield (block, tile), own, mean, np.maximum(squares.T - total.T * shift, 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,199 @@
+"""Group maps of very many seeds, a batch at a time, each reduced as soon as it is whole.
+
+Null models map tens of thousands of seeds; their maps never exist together. A batch of seeds is the unit of restart.
+Its seed signals are computed in one reading of the cohort and kept in a scratch file; then one task per column of
+chunks streams all people through sums that stay in memory, and the whole t maps of the batch go to a function of the
+caller's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ketanet import spec
+from ketanet.cohort import StoredRows
+from ketanet.compute import SUBJECTS_PER_TASK, available_cores, one_blas_thread
+from ketanet.connectivity import GROUP, pass_key, source_of
+from ketanet.errors import InputError
+from ketanet.files import disk_errors
+from ketanet.kernels.moments import SEED_BLOCK, Accumulator, Moments, Subject, Weights, seed_signals
+from ketanet.kernels.statistics import one_sample_t
+from ketanet.partials import SUFFIX, is_whole, read_partial, write_partial
+
+SUMS_BYTES = 400 * 2**20
+"""Memory of one task's sums: 28 bytes a seed and voxel of its column of chunks."""
+
+Reduce = Callable[[NDArray[np.float32], NDArray[np.int32]], Mapping[str, NDArray[Any]]]
+
+
+def many_seeds(
+    cohort: xr.Dataset,
+    weights: Weights,
+    reduce: Reduce,
+    *,
+    name: str,
+    partials: str | os.PathLike[str],
+    voxels: NDArray[np.int64] | None = None,
+    signal: str = "mean",
+    batch: int | None = None,
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Map seeds in batches and reduce each batch's whole maps.
+
+    Parameters
+    ----------
+    cohort : xarray.Dataset
+        As :func:`ketanet.open_cohort` gives it, or a selection of its subjects; at least three.
+    weights : sparse array (seed, voxel)
+        Seeds over all voxels of the grid.
+    reduce : callable
+        Given t (seed, target) float32, NaN = not tested, and n (seed or 1, target) of one batch, returns named arrays.
+        Must pickle where workers are processes.
+    name : str
+        Names what `reduce` does with which settings: a result kept under another name is not taken.
+    partials : path
+        Folder for results of finished batches and for scratch files; they are found again after an interruption.
+    voxels : int array (target,), optional
+        Voxels wanted, in increasing order; default all.
+    signal : str
+        Seed signal; see :func:`ketanet.seed_maps`.
+    batch : int, optional
+        Seeds a batch; default from memory (a multiple of 128). Results do not depend on it beyond 1e-6.
+
+    Yields
+    ------
+    dict of str to array
+        What `reduce` returned, batch by batch in the order of the seeds.
+
+    Raises
+    ------
+    InputError
+        Fewer than three subjects, or weights of another grid.
+    """
+    spec.validate(cohort, "cohort")
+    spec.choice(signal, spec.SIGNALS, "signal")
+    rows = [int(row) for row in cohort["row"].values]
+    if len(rows) < 3:
+        raise InputError(f"{len(rows)} subjects are left; a group test needs at least 3")
+    if weights.shape[1] != cohort.sizes["voxel"]:
+        raise InputError(f"the seeds have {weights.shape[1]} voxels, the cohort {cohort.sizes['voxel']}")
+    targets = np.arange(cohort.sizes["voxel"]) if voxels is None else np.asarray(voxels, np.int64)
+    if (np.diff(targets) <= 0).any():
+        raise InputError("the voxels wanted are not in increasing order; sort them")
+    folder = Path(partials).absolute()
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    source = source_of(cohort)
+    columns = _columns(StoredRows(*source), targets)
+    step = batch or _batch_size(max(len(own) for _, own in columns))
+    window = available_cores()
+    starts = range(0, weights.shape[0], step)
+    for first in range(0, len(starts), window):
+        some = [weights[start : start + step] for start in starts[first : first + window]]
+        paths = [folder / f"{_key(source, one, targets, signal, rows, name)}{SUFFIX}" for one in some]
+        missing = [(one, path) for one, path in zip(some, paths, strict=True) if not is_whole(path)]
+        dask.compute(*[_batch(source, rows, one, columns, signal, reduce, path) for one, path in missing])
+        for path in paths:
+            yield read_partial(path)
+
+
+def _columns(stored: StoredRows, targets: NDArray[np.int64]) -> list[tuple[slice, NDArray[np.int64]]]:
+    """Columns of chunks that hold targets, each with its targets counted from its first voxel."""
+    found = []
+    for column in stored.chunks_of_voxels():
+        own = targets[(targets >= column.start) & (targets < column.stop)] - column.start
+        if len(own):
+            found.append((column, own))
+    return found
+
+
+def _batch_size(targets: int) -> int:
+    return max(1, SUMS_BYTES // (28 * targets) // SEED_BLOCK) * SEED_BLOCK
+
+
+def _key(
+    source: tuple[str, str], weights: Weights, targets: NDArray[np.int64], signal: str, rows: list[int], name: str
+) -> str:
+    own = pass_key(source[1], weights, targets, signal)
+    return hashlib.sha256(f"{own} {rows} {name}".encode()).hexdigest()[:32]
+
+
+def _batch(
+    source: tuple[str, str],
+    rows: list[int],
+    weights: Weights,
+    columns: list[tuple[slice, NDArray[np.int64]]],
+    signal: str,
+    reduce: Reduce,
+    path: Path,
+) -> Any:
+    """Delayed work of one batch; ends with its result on disk."""
+    scratch = path.with_suffix(".signals.npy")
+    signals = dask.delayed(_write_signals)(source, rows, weights, signal, scratch)
+    parts = [dask.delayed(_column_t)(source, rows, weights.shape[0], column, own, signals) for column, own in columns]
+    return dask.delayed(_reduce)(parts, reduce, path, scratch)
+
+
+def _write_signals(source: tuple[str, str], rows: list[int], weights: Weights, signal: str, path: Path) -> Path:
+    """Seed signals (subject, seed, time) of a batch, in a scratch file: at 40 seeds a megabyte a person."""
+    stored = StoredRows(*source)
+    stored.require_content()
+    buffer = stored.buffer()
+    shape = (len(rows), weights.shape[0], buffer.shape[2])
+    with disk_errors(path), one_blas_thread():
+        file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        for position, row in enumerate(rows):
+            file[position] = seed_signals(stored.bold(row, out=buffer), stored.norm(row), weights, signal)
+        file.flush()
+    return path
+
+
+def _column_t(
+    source: tuple[str, str],
+    rows: list[int],
+    n_seeds: int,
+    column: slice,
+    targets: NDArray[np.int64],
+    signals_path: Path,
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """t (seed, target) and n of one column of chunks, all people streamed in their order."""
+    stored = StoredRows(*source)
+    signals = np.load(signals_path, mmap_mode="r")
+    total = Moments.zeros(n_seeds, len(targets))
+    buffers = [np.empty((1, *stored.buffer_shape[1:]), stored.dtype) for _ in rows[:GROUP]]
+    with one_blas_thread():
+        for start in range(0, len(rows), SUBJECTS_PER_TASK):
+            accumulator = Accumulator(n_seeds, targets)
+            last = min(start + SUBJECTS_PER_TASK, len(rows))
+            for first in range(start, last, GROUP):
+                group = [
+                    Subject(
+                        stored.bold(rows[position], column, out=buffer),
+                        stored.norm(rows[position])[column],
+                        np.asarray(signals[position]),
+                    )
+                    for position, buffer in zip(range(first, min(first + GROUP, last)), buffers, strict=False)
+                ]
+                accumulator.add(*group)
+            total = accumulator.merge_into(total)
+    t, _ = one_sample_t(total.n, total.mean, total.m2)
+    return t.astype(np.float32), total.n
+
+
+def _reduce(
+    parts: list[tuple[NDArray[np.float32], NDArray[np.int32]]], reduce: Reduce, path: Path, scratch: Path
+) -> None:
+    t = np.concatenate([part[0] for part in parts], axis=1)
+    widest = max(len(part[1]) for part in parts)
+    n = np.concatenate([np.broadcast_to(p[1], (widest, p[1].shape[1])) for p in parts], axis=1)
+    with disk_errors(path):
+        write_partial(path, {key: np.asarray(value) for key, value in reduce(t, n).items()})
+    scratch.unlink(missing_ok=True)
