@@ -24,6 +24,7 @@ from ketanet.progress import PassProgress
 from ketanet.spec import SCHEMA_VERSION
 
 SUBJECTS_PER_TASK = 16
+_SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "inproc")
 MAX_TASKS = 4000
 FAN_IN = 4  # parts that one task merges: a third of the tasks of a pairwise tree
 
@@ -95,7 +96,7 @@ def connect(where: str = "threads", *, workers: int | None = None) -> Connection
     ...     connection.workers
     2
     """
-    count = workers or available_cores()
+    count = available_cores() if workers is None else workers
     if count < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
     if where == "threads":
@@ -125,6 +126,9 @@ def _connect_processes(count: int) -> Connection:
 def _connect_address(address: str) -> Connection:
     from distributed import Client
 
+    scheme = address.split("://")[0]
+    if scheme not in _SCHEMES:
+        raise InputError(f"{address}: schedulers speak {', '.join(_SCHEMES)}; {scheme!r} is none of these")
     try:
         client = Client(address, timeout="30s")
     except (OSError, ValueError) as error:
@@ -298,4 +302,9 @@ def _storable(dataset: xr.Dataset) -> xr.Dataset:
     """Drop encodings that a reopened store carries along, so that chunks follow the arrays; hold coordinates in
     memory."""
     coords = {name: values.variable.compute() for name, values in dataset.coords.items()}
-    return dataset.drop_encoding().assign_coords(coords)
+    even = {
+        name: values.variable.chunk({d: max(sizes) for d, sizes in values.chunksizes.items()})
+        for name, values in dataset.data_vars.items()
+        if any(len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0] for sizes in values.chunksizes.values())
+    }
+    return dataset.drop_encoding().assign(even).assign_coords(coords)

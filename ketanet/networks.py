@@ -172,7 +172,12 @@ def save_overlap(
     settings: dict[str, Any] = {"at_least": at_least, "min_cluster": min_cluster, "connectivity": connectivity}
     grid: Grid
     if len(maps) == 1 and Path(maps[0]).is_dir():
-        group = _one_of(open_results(maps[0]), "cohort", cohort)
+        group = open_results(maps[0])
+        if group.attrs.get("kind") != "group":
+            raise InputError(
+                f"{maps[0]}: the store holds {group.attrs.get('kind', 'something else')!r}, not group maps"
+            )
+        group = _one_of(group, "cohort", cohort)
         names = list(dict.fromkeys(str(d) for d in group["direction"].values))
         if direction is None and len(names) > 1:
             raise InputError(f"{maps[0]} holds the directions {', '.join(names)}; choose one with --direction")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +80,27 @@ def test_a_scheduler_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, probl
         connect("tcp://127.0.0.1:1")
 
 
-def test_a_scheduler_address_that_is_none() -> None:
-    with pytest.raises(InputError, match="no scheduler answers at abc://x"):
-        connect("abc://x")
+REFUSED_ADDRESS = """
+import dask
+from ketanet.compute import connect
+kept = None
+try:
+    connect("abc://x")
+except Exception as error:
+    kept = error  # as a notebook keeps the last one, and with it all that failed
+print(type(kept).__name__, kept)
+print(dask.delayed(sum)([1, 2]).compute())
+"""
+
+
+def test_after_an_address_that_is_none_all_works_as_before() -> None:
+    """In a process of its own: a client that never was must not become the one that everything waits for."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", REFUSED_ADDRESS], capture_output=True, text=True, check=False, timeout=20
+    )
+    said, computed = done.stdout.splitlines()
+    assert said.startswith("InputError no scheduler answers at abc://x")
+    assert computed == "3"
 
 
 def blas_threads() -> set[int]:

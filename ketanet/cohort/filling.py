@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ketanet.cohort.writing import CohortWriter
 from ketanet.compute import one_blas_thread
-from ketanet.errors import InputError
+from ketanet.errors import InputError, StoreError
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,28 @@ def fill(writer: CohortWriter, read: Callable[[int], Series], *, skip_bad: bool 
     """
     shared = dask.delayed((writer, read), pure=False)
     one = dask.delayed(_write_one, pure=False)
-    try:
-        reasons = dask.compute(*[one(shared, row, skip_bad) for row in writer.pending])
-    except InputError:
+    found = dask.compute(*[one(shared, row, skip_bad) for row in writer.pending])
+    reasons = {subject: why for part in found for subject, why in part.items()}
+    if reasons and not skip_bad:
         writer.discard()
-        raise
-    return {subject: why for found in reasons for subject, why in found.items()}
+        raise InputError(next(iter(reasons.values())))
+    return reasons
 
 
 def _write_one(shared: tuple[CohortWriter, Callable[[int], Series]], row: int, skip_bad: bool) -> dict[str, str]:
+    """Write one subject; why it cannot be used, by its id. Once one is bad the others only end, so that none is still
+    writing when the partial store is removed."""
     writer, read = shared
+    if writer.is_stopped:
+        return {}
     try:
         with one_blas_thread():
             series = read(row)
             writer.write(row, series.values, magnitude=series.magnitude, facts=series.facts)
+    except StoreError:
+        raise
     except InputError as error:
         if not skip_bad:
-            raise
+            writer.stop()
         return {writer.plan.subjects[row].id: str(error)}
     return {}

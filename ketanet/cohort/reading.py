@@ -179,12 +179,17 @@ class _Lazy:
         # dask folds later indexing into the read, so that a number may stand where a slice did
         spans = [k if isinstance(k, slice) else slice(int(k), int(k) + 1) for k in key]
         spans += [slice(None)] * (self.ndim - len(key))
-        subjects = range(*spans[0].indices(self.shape[0]))
-        if self.name == "bold_norm":
-            block = np.stack([self.rows.norm(row)[spans[1]] for row in subjects])
-        else:
-            block = np.stack([decode(self.rows.bold(row, spans[1])[:, spans[2]]) for row in subjects])
+        ranges = [range(*span.indices(size)) for span, size in zip(spans, self.shape, strict=True)]
+        block = np.empty([len(r) for r in ranges], self.dtype)
+        for position, row in enumerate(ranges[0] if block.size else ()):
+            block[position] = self._row(row, spans[1:], ranges[1])
         return block[tuple(slice(None) if isinstance(k, slice) else 0 for k in key)]
+
+    def _row(self, row: int, spans: list[slice], voxels: range) -> NDArray[np.float32]:
+        if self.name == "bold_norm":
+            return self.rows.norm(row)[spans[0]]
+        low, high = min(voxels[0], voxels[-1]), max(voxels[0], voxels[-1]) + 1
+        return decode(self.rows.bold(row, slice(low, high))[np.asarray(voxels) - low][:, spans[1]])
 
 
 def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
@@ -221,7 +226,7 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
         attrs = dict(dataset.attrs)
         bold = _fresh_array(address, "bold")
         norm = _fresh_array(address, "bold_norm")
-    except (OSError, KeyError, ValueError, zarr.errors.BaseZarrError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, zarr.errors.BaseZarrError) as error:
         raise StoreError(f"{path}: not a cohort store, or a truncated one ({_short(error)})") from error
     if attrs.get("kind") != "cohort":
         raise StoreError(f"{path}: this store holds {attrs.get('kind', 'something else')!r}, not a cohort")
@@ -230,6 +235,7 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
             f"{path}: the store has schema version {attrs.get('schema')!r}, this ketanet reads version "
             f"{spec.SCHEMA_VERSION}; ingest the cohort again or install the matching version"
         )
+    _check_whole(str(path), dataset, attrs)
     _check_shapes(str(path), dataset, bold, norm)
     rows = StoredRows(address, str(attrs["content"]))
     token = f"{attrs['content']}-{os.stat(address).st_ino}"
@@ -253,6 +259,18 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
 def _fresh_array(address: str, name: str) -> zarr.Array[Any]:
     """Open an array from its present metadata, not from an earlier opening's."""
     return zarr.open_array(address, path=name, mode="r")
+
+
+def _check_whole(path: str, dataset: xr.Dataset, attrs: dict[str, Any]) -> None:
+    """Attributes and columns are there, to the last chunk: a missing one would read as zeros."""
+    missing = [name for name in ("grid", "content", "provenance") if name not in attrs]
+    missing += [v.name for v in spec.COHORT if v.name not in (*dataset.variables, "bold", "bold_norm")]
+    if missing:
+        raise StoreError(f"{path}: {missing[0]!r} is missing; the store is damaged")
+    for name in map(str, dataset.variables):
+        array = _fresh_array(path, name)
+        if array.nchunks_initialized < array.nchunks:
+            raise StoreError(f"{path}: a chunk of the column {name!r} is missing; the store is damaged")
 
 
 def _check_shapes(path: str, dataset: xr.Dataset, bold: zarr.Array[Any], norm: zarr.Array[Any]) -> None:

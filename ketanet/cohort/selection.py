@@ -60,9 +60,10 @@ def evaluate(expression: str, columns: Mapping[str, NDArray[Any]]) -> NDArray[np
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"the expression {expression!r} cannot be read; it may hold {_ALLOWED}") from error
     size = len(next(iter(columns.values()))) if columns else 0
-    result = np.asarray(_value(parsed, columns, expression))
-    if result.dtype != bool:
-        raise InputError(f"the expression {expression!r} is not a condition; compare a column with a value")
+    try:
+        result = _truth(parsed, columns, expression)
+    except RecursionError as error:
+        raise InputError("the expression is nested too deeply") from error
     return np.broadcast_to(result, (size,)).copy()
 
 
@@ -78,11 +79,9 @@ def _value(node: ast.expr, columns: Mapping[str, NDArray[Any]], text: str) -> An
             return ~_truth(operand, columns, text)
         case ast.BoolOp(op=op, values=values):
             join = np.logical_and if isinstance(op, ast.And) else np.logical_or
-            return join.reduce([_truth(value, columns, text) for value in values])
+            return join.reduce(np.broadcast_arrays(*[_truth(value, columns, text) for value in values]))
         case ast.Compare():
             return _comparison(node, columns, text)
-        case ast.Tuple(elts=items) | ast.List(elts=items) | ast.Set(elts=items):
-            return [_value(item, columns, text) for item in items]
     raise InputError(f"{ast.unparse(node)!r} is not allowed in the expression {text!r}; it may hold {_ALLOWED}")
 
 
@@ -97,15 +96,11 @@ def _comparison(node: ast.Compare, columns: Mapping[str, NDArray[Any]], text: st
     result: NDArray[np.bool_] = np.asarray(True)
     left = _value(node.left, columns, text)
     for op, right_node in zip(node.ops, node.comparators, strict=True):
-        right = _value(right_node, columns, text)
         if isinstance(op, ast.In | ast.NotIn):
-            if not isinstance(right, list):
-                raise InputError(f"'in' needs a list in {text!r}, such as group in ('a', 'b')")
-            found = np.zeros(np.shape(left), bool)
-            for item in right:
-                found |= _compare(operator.eq, left, item, text)
-            step = ~found if isinstance(op, ast.NotIn) else found
+            found = _is_among(left, right_node, columns, text)
+            step, right = (~found if isinstance(op, ast.NotIn) else found), None
         elif type(op) in _COMPARE:
+            right = _value(right_node, columns, text)
             step = _compare(_COMPARE[type(op)], left, right, text)
         else:
             raise InputError(f"'is' is not allowed in the expression {text!r}; it may hold {_ALLOWED}")
@@ -114,7 +109,19 @@ def _comparison(node: ast.Compare, columns: Mapping[str, NDArray[Any]], text: st
     return result
 
 
+def _is_among(left: Any, listed: ast.expr, columns: Mapping[str, NDArray[Any]], text: str) -> NDArray[np.bool_]:
+    """Whether each value is one of a list of literals or columns."""
+    if not isinstance(listed, ast.Tuple | ast.List | ast.Set):
+        raise InputError(f"'in' needs a list in {text!r}, such as group in ('a', 'b')")
+    found = np.zeros(np.shape(left), bool)
+    for item in listed.elts:
+        found = found | _compare(operator.eq, left, _value(item, columns, text), text)
+    return found
+
+
 def _compare(op: Callable[[Any, Any], Any], left: Any, right: Any, text: str) -> NDArray[np.bool_]:
+    if left is None or right is None:
+        raise InputError(f"the expression {text!r} goes on after 'in'; put it in parentheses")
     a, b = np.asarray(left), np.asarray(right)
     if (a.dtype.kind in "OTU") != (b.dtype.kind in "OTU"):
         raise InputError(f"the expression {text!r} compares text with a number; quote text, and only text")

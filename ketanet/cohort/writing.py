@@ -33,6 +33,8 @@ CHUNK_BYTES = 16 * 2**20
 
 _VOXEL_STEP = 1024  # chunks end on tile borders of the engine
 MIN_SUBJECTS = 3
+RESERVED = frozenset({"bold", "bold_norm", "run", "subject", "voxel", "time", "row", "n_time", "tr", "i", "j", "k"})
+"""Names that a cohort uses itself."""
 MIN_FRAMES = 3
 
 
@@ -90,10 +92,10 @@ class CohortPlan:
     @property
     def voxels_per_chunk(self) -> int:
         """Voxels of a chunk (1 subject, voxels, all time), at most :data:`CHUNK_BYTES`."""
-        row = self.n_frames * np.dtype(self.dtype).itemsize
-        pieces = max(1, -(-self.grid.n_voxels * row // CHUNK_BYTES))
-        even = -(-self.grid.n_voxels // pieces)
-        return min(self.grid.n_voxels, -(-even // _VOXEL_STEP) * _VOXEL_STEP)
+        size, row = self.grid.n_voxels, self.n_frames * np.dtype(self.dtype).itemsize
+        most = max(1, CHUNK_BYTES // (row * _VOXEL_STEP)) * _VOXEL_STEP
+        even = -(-size // -(-size // most))
+        return min(size, most, -(-even // _VOXEL_STEP) * _VOXEL_STEP)
 
     @property
     def key(self) -> str:
@@ -134,7 +136,7 @@ class CohortWriter:
             raise InputError(f"{self.path} exists already; choose another name or remove it first")
         with disk_errors(self.path):
             state = self._state / "plan.key"
-            if state.is_file() and state.read_text() == self.plan.key:
+            if state.is_file() and state.read_text() == self.plan.key and not self.is_stopped:
                 return
             if self.partial.exists():
                 shutil.rmtree(self.partial)
@@ -178,7 +180,14 @@ class CohortWriter:
     @property
     def pending(self) -> list[int]:
         """Positions of the subjects that are not in yet."""
+        if self._compacting.is_file():
+            # the last step was interrupted: rows have moved, so none may be written
+            return []
         return [row for row in range(len(self.plan.subjects)) if not self._record_path(row).is_file()]
+
+    @property
+    def _compacting(self) -> Path:
+        return self._state / "compacting.json"
 
     def write(
         self,
@@ -257,6 +266,8 @@ class CohortWriter:
             A subject is missing that was not skipped.
         """
         reasons = dict(skipped or {})
+        if self._compacting.is_file():
+            reasons = json.loads(self._compacting.read_text(encoding="utf-8"))
         kept = [row for row, s in enumerate(self.plan.subjects) if s.id not in reasons]
         missing = [self.plan.subjects[row].id for row in kept if not self._record_path(row).is_file()]
         if missing:
@@ -267,7 +278,7 @@ class CohortWriter:
                 + "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3])
             )
         with disk_errors(self.path):
-            self._compact(kept)
+            self._compact(kept, reasons)
             records = [json.loads(self._record_path(row).read_text()) for row in kept]
             self._write_columns([self.plan.subjects[row] for row in kept], records, reasons)
             if overwrite and self.path.exists():
@@ -276,21 +287,29 @@ class CohortWriter:
             shutil.rmtree(self.partial)
         return self.path
 
+    def stop(self) -> None:
+        """Tell whoever writes this store, on any worker, to write no more subjects."""
+        (self._state / "stopped").touch()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return (self._state / "stopped").exists()
+
     def discard(self) -> None:
         """Remove the partial store."""
         shutil.rmtree(self.partial, ignore_errors=True)
 
-    def _compact(self, kept: Sequence[int]) -> None:
+    def _compact(self, kept: Sequence[int], reasons: Mapping[str, str]) -> None:
         """Close the gaps that skipped subjects leave; safe to repeat after an interruption."""
         if len(kept) == len(self.plan.subjects):
             return
         folders = [self._store / name / "c" for name in ("bold", "bold_norm")]
-        begun = self._state / "compacting"
-        if not begun.exists():
+        if not self._compacting.exists():
             for row in set(range(len(self.plan.subjects))) - set(kept):
                 for folder in folders:
                     shutil.rmtree(folder / str(row), ignore_errors=True)
-            begun.touch()
+            write_text(self._compacting, json.dumps(reasons))
         for position, row in enumerate(kept):
             for folder in folders:
                 # a target that exists was moved before; rows only ever move down, in order
@@ -313,8 +332,13 @@ class CohortWriter:
             "tr": np.array([s.tr for s in subjects], np.float64),
         }
         names = dict.fromkeys(name for s in subjects for name in s.columns)
+        for name in names:
+            if name in RESERVED or "/" in name or not name:
+                raise InputError(f"a subject column cannot be called {name!r}: a cohort uses that name; rename it")
         columns |= {name: as_column([s.columns.get(name) for s in subjects]) for name in names}
         columns.setdefault("mean_fd", np.full(len(subjects), np.nan))
+        if columns["mean_fd"].dtype.kind != "f":
+            raise InputError("the column mean_fd holds text; it is the mean framewise displacement in mm")
         coords: dict[str, Any] = {
             name: xr.DataArray(values, dims="subject", attrs=spec.attrs_of("cohort", name))
             for name, values in columns.items()
@@ -341,7 +365,8 @@ class CohortWriter:
         dataset = xr.Dataset(
             {"run": (("subject", "time"), run, spec.attrs_of("cohort", "run"))}, coords=coords, attrs=attrs
         )
-        dataset.to_zarr(self._store, mode="a", zarr_format=3, consolidated=False)
+        encoding = {name: {"compressors": [Crc32cCodec()], "write_empty_chunks": True} for name in dataset.variables}
+        dataset.to_zarr(self._store, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
 
     def _record_path(self, row: int) -> Path:
         return self._state / "subjects" / f"{row}.json"

@@ -101,7 +101,7 @@ class Grid(ABC):
     def fingerprint(self) -> str:
         """Digest of what makes two grids equal: kind, lattice and the elements on it."""
         digest = hashlib.sha256(f"{self.kind} {self.shape} ".encode())
-        digest.update(np.round(self.affine, 4).astype("<f8").tobytes())
+        digest.update((np.round(self.affine, 4) + 0.0).astype("<f8").tobytes())
         digest.update(self.element_of.astype("<i4").tobytes())
         return digest.hexdigest()[:16]
 

@@ -10,9 +10,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ketanet.errors import InputError
+from ketanet.files import disk_errors
 
 
 def load_image(path: str | os.PathLike[str], *, ndim: int | None = None) -> Any:
@@ -41,8 +43,10 @@ def load_image(path: str | os.PathLike[str], *, ndim: int | None = None) -> Any:
     try:
         image: Any = nib.load(path)
         shape = tuple(image.shape)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise InputError(f"{path}: not a readable NIfTI image ({_first_line(error)})") from error
+    except AttributeError as error:
+        raise InputError(f"{path}: not a volume image but {type(image).__name__}") from error
     if not isinstance(image, nib.spatialimages.SpatialImage) or image.affine is None:
         raise InputError(f"{path}: not a volume image but {type(image).__name__}")
     if not np.isfinite(image.affine).all() or np.linalg.det(image.affine[:3, :3]) == 0:
@@ -82,15 +86,13 @@ def save_image(path: str | os.PathLike[str], values: ArrayLike, affine: NDArray[
     image.header.set_sform(affine, code="mni")
     image.header.set_qform(affine, code="mni")
     image.header.set_xyzt_units("mm", "sec")
-    partial = path.with_name(f".{path.name.removesuffix('.gz').removesuffix('.nii')}.partial.nii.gz")
-    try:
-        nib.save(image, partial)
-        if path.name.endswith(".gz"):
+    partial = path.with_name(f".partial-{path.name}")
+    with disk_errors(path):
+        try:
+            nib.save(image, partial)
             partial.replace(path)
-        else:
-            nib.save(image, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def nearest_resample(

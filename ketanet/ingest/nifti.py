@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ketanet.errors import InputError
 from ketanet.grid import VolumeGrid, load_image
 from ketanet.grid.base import lattice_words
-from ketanet.ingest.source import Record, Scan, checksum, find_files
+from ketanet.ingest.source import Record, Scan, check_tr, checksum, find_files
 
 DEFAULT_PATTERN = "{subject}.nii.gz"
 
@@ -54,7 +54,7 @@ class NiftiSource:
         self.images = images
         self.mask = Path(mask)
         self.pattern = pattern or DEFAULT_PATTERN
-        self.tr = tr
+        self.tr = check_tr(tr)
         self.space = space
 
     @cached_property
@@ -71,6 +71,7 @@ class NiftiSource:
 
     def scan(self) -> Scan:
         """Find the images and check their headers."""
+        _ = self.grid  # a mask that cannot be used is no subject's fault
         found: dict[str, list[Path]] = {}
         for subject, path in self._listed():
             found.setdefault(subject, []).append(path)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ketanet.errors import InputError
 from ketanet.grid import ParcelGrid
-from ketanet.ingest.source import Record, Scan, checksum, find_files
+from ketanet.ingest.source import Record, Scan, check_tr, checksum, find_files
 
 DEFAULT_PATTERN = "{subject}.tsv"
 _DELIMITER = {".tsv": "\t", ".csv": ","}
@@ -60,7 +60,7 @@ class ParcelSource:
         self.atlas = Path(atlas)
         self.names = names
         self.pattern = pattern or DEFAULT_PATTERN
-        self.tr = tr
+        self.tr = check_tr(tr)
         self.space = space
 
     @cached_property
@@ -74,6 +74,7 @@ class ParcelSource:
 
     def scan(self) -> Scan:
         """Find the subjects."""
+        _ = self.grid  # an atlas that cannot be used is no subject's fault
         return self._scan_packed() if self._packed else self._scan_tables()
 
     def read(self, record: Record) -> NDArray[np.float32] | NDArray[np.float64]:
@@ -108,7 +109,10 @@ class ParcelSource:
     def _arrays(self) -> dict[str, NDArray[Any]]:
         needed = ("ts", "length", "subject")
         try:
-            with np.load(self.series, allow_pickle=False) as packed:
+            loaded = np.load(self.series, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise InputError(f"{self.series}: one array, not an .npz of several; needed: {', '.join(needed)}")
+            with loaded as packed:
                 missing = [name for name in needed if name not in packed]
                 if missing:
                     raise InputError(f"{self.series}: array {missing[0]!r} is missing; needed: {', '.join(needed)}")
@@ -120,14 +124,23 @@ class ParcelSource:
 
     def _scan_packed(self) -> Scan:
         arrays = self._arrays
+        for name, kinds, ndim in (("ts", "fiu", 2), ("length", "iu", 1), ("subject", "OTUiu", 1), ("tr", "fiu", None)):
+            array = arrays.get(name)
+            if array is not None and (
+                array.dtype.kind not in kinds or (array.ndim if ndim else array.size - 1) != (ndim or 0)
+            ):
+                raise InputError(
+                    f"{self.series}: array {name!r} has shape {array.shape} and dtype {array.dtype}; "
+                    f"{'one number' if ndim is None else f'{ndim} dimensions'} needed"
+                )
         lengths = arrays["length"].astype(np.int64)
         self._check_columns(arrays["ts"].shape[-1], self.series)
-        if arrays["ts"].ndim != 2 or lengths.sum() != len(arrays["ts"]) or len(lengths) != len(arrays["subject"]):
+        if lengths.sum() != len(arrays["ts"]) or len(lengths) != len(arrays["subject"]):
             raise InputError(
                 f"{self.series}: {len(arrays['ts'])} frames of {len(arrays['subject'])} subjects do not fit "
                 f"the lengths (sum {lengths.sum()}, {len(lengths)} entries)"
             )
-        tr = self.tr if self.tr is not None else (float(arrays["tr"]) if "tr" in arrays else None)
+        tr = self.tr if self.tr is not None else (float(arrays["tr"].item()) if "tr" in arrays else None)
         ends = np.cumsum(lengths)
         return Scan(
             [
@@ -163,9 +176,12 @@ class ParcelSource:
         delimiter = _DELIMITER.get(path.suffix.lower())
         if delimiter is None:
             raise InputError(f"{path}: a table is .tsv or .csv; this is {path.suffix or 'without extension'}")
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
-        if rows and not all(_is_number(cell) for cell in rows[0]):
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
+        except (UnicodeDecodeError, csv.Error, OSError) as error:
+            raise InputError(f"{path}: not a readable text table ({error})") from error
+        if rows and not any(_is_number(cell) for cell in rows[0]):
             rows = rows[1:]
         if not rows:
             raise InputError(f"{path}: the table is empty")

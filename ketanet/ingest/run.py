@@ -15,8 +15,8 @@ import numpy as np
 from ketanet import __version__
 from ketanet.cohort import CohortPlan, CohortWriter, Series, Subject, fill
 from ketanet.cohort.selection import evaluate
-from ketanet.cohort.writing import as_column
-from ketanet.errors import InputError, KetanetWarning
+from ketanet.cohort.writing import MIN_FRAMES, RESERVED, as_column
+from ketanet.errors import InputError, KetanetWarning, StoreError
 from ketanet.ingest.source import Record, Scan, Source
 from ketanet.kernels.rows import regress_global
 
@@ -83,7 +83,7 @@ def ingest_cohort(
     InputError
         The source cannot be used; nothing is written.
     """
-    scan = source.scan()
+    scan = _long_enough(source.scan())
     if scan.bad and not skip_bad:
         first = next(iter(scan.bad.values()))
         more = f" (and {len(scan.bad) - 1} more subjects)" if len(scan.bad) > 1 else ""
@@ -97,9 +97,20 @@ def ingest_cohort(
     skipped = fill(writer, _Reader(source, tuple(records), global_signal), skip_bad=skip_bad)
     try:
         return writer.finish(skipped=scan.bad | skipped)
-    except InputError:
-        writer.discard()
+    except InputError as error:
+        if not isinstance(error, StoreError):
+            writer.discard()
         raise
+
+
+def _long_enough(scan: Scan) -> Scan:
+    """The scan with subjects of too few frames among the bad ones."""
+    short = {
+        r.subject: f"{r.path}: subject {r.subject!r} has {r.n_time} frames; at least {MIN_FRAMES} are needed"
+        for r in scan.records
+        if r.n_time < MIN_FRAMES
+    }
+    return Scan([r for r in scan.records if r.subject not in short], scan.bad | short)
 
 
 def _provenance(source: Source, global_signal: bool, exclude: str | None) -> dict[str, Any]:
@@ -121,15 +132,19 @@ def _participants(path: str | os.PathLike[str], subjects: list[str]) -> Mapping[
     if not file.is_file():
         raise InputError(f"{file}: no such participants table")
     try:
-        table = pd.read_csv(file, sep="\t", dtype={0: str}, na_values=["n/a"], keep_default_na=False)
+        ids = {"participant_id": str}
+        table = pd.read_csv(file, sep="\t", dtype=ids, na_values=["n/a"], keep_default_na=False, index_col=False)
+        _check_cells(file)
     except (ValueError, UnicodeDecodeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{file}: not a readable table ({error})") from error
     if "participant_id" not in table.columns:
         raise InputError(f"{file}: column 'participant_id' is missing (it has: {', '.join(table.columns)})")
     names = table.pop("participant_id").astype(str).str.removeprefix("sub-")
     if names.duplicated().any():
         raise InputError(f"{file}: participant {names[names.duplicated()].iloc[0]!r} is there twice")
-    taken = {"subject", "n_time", "tr", "row"} & set(table.columns)
+    taken = RESERVED & set(table.columns)
     table = table.rename(columns={name: f"participant_{name}" for name in taken})
     rows = {
         name: {k: None if pd.isna(v) else v for k, v in row.items()}
@@ -141,6 +156,14 @@ def _participants(path: str | os.PathLike[str], subjects: list[str]) -> Mapping[
         warnings.warn(f"{file}: {len(unknown)} subjects are not in it: {listed}", KetanetWarning, stacklevel=3)
     empty = dict.fromkeys(table.columns)
     return {s: dict(rows.get(s.removeprefix("sub-"), empty)) for s in subjects}
+
+
+def _check_cells(file: Path) -> None:
+    """A row with more cells than the header would shift its columns."""
+    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    for number, line in enumerate(lines[1:], 2):
+        if line.count("\t") > lines[0].count("\t"):
+            raise InputError(f"{file}: row {number} has more cells than the header")
 
 
 def _without_excluded(scan: Scan, columns: Mapping[str, Mapping[str, Any]], exclude: str | None) -> list[Record]:

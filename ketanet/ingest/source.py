@@ -57,6 +57,13 @@ class Source(Protocol):
         """JSON-ready account of the source for the provenance."""
 
 
+def check_tr(tr: float | None) -> float | None:
+    """Return a given repetition time; raise an InputError unless it is a number of seconds above zero."""
+    if tr is not None and not (np.isfinite(tr) and tr > 0):
+        raise InputError(f"the repetition time is {tr:g} s; it is a number above zero")
+    return tr
+
+
 def checksum(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios and costs measured in one run; ``python -m benchmarks`` writes them to docs/performance.md."""
