@@ -302,9 +302,12 @@ def _storable(dataset: xr.Dataset) -> xr.Dataset:
     """Drop encodings that a reopened store carries along, so that chunks follow the arrays; hold coordinates in
     memory."""
     coords = {name: values.variable.compute() for name, values in dataset.coords.items()}
-    even = {
-        name: values.variable.chunk({d: max(sizes) for d, sizes in values.chunksizes.items()})
-        for name, values in dataset.data_vars.items()
-        if any(len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0] for sizes in values.chunksizes.values())
+    chunks = {
+        str(d): max(sizes)
+        for values in dataset.data_vars.values()
+        for d, sizes in values.variable.chunksizes.items()
+        if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]
     }
+    # a store wants blocks of one size, but a selection may have cut some
+    even = {name: v.variable.chunk(chunks) for name, v in dataset.data_vars.items() if chunks and v.chunks}
     return dataset.drop_encoding().assign(even).assign_coords(coords)

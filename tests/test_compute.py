@@ -99,7 +99,7 @@ def test_after_an_address_that_is_none_all_works_as_before() -> None:
         [sys.executable, "-W", "ignore", "-c", REFUSED_ADDRESS], capture_output=True, text=True, check=False, timeout=20
     )
     said, computed = done.stdout.splitlines()
-    assert said.startswith("InputError no scheduler answers at abc://x")
+    assert said.startswith("InputError abc://x: schedulers speak")
     assert computed == "3"
 
 

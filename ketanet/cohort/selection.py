@@ -115,6 +115,8 @@ def _is_among(left: Any, listed: ast.expr, columns: Mapping[str, NDArray[Any]], 
         raise InputError(f"'in' needs a list in {text!r}, such as group in ('a', 'b')")
     found = np.zeros(np.shape(left), bool)
     for item in listed.elts:
+        if not isinstance(item, ast.Constant | ast.Name | ast.UnaryOp):
+            raise InputError(f"{ast.unparse(item)!r} stands in a list in {text!r}; a list holds literals and columns")
         found = found | _compare(operator.eq, left, _value(item, columns, text), text)
     return found
 

@@ -365,6 +365,10 @@ class CohortWriter:
         dataset = xr.Dataset(
             {"run": (("subject", "time"), run, spec.attrs_of("cohort", "run"))}, coords=coords, attrs=attrs
         )
+        for entry in self._store.iterdir():
+            # columns of an interrupted attempt
+            if entry.is_dir() and entry.name not in ("bold", "bold_norm"):
+                shutil.rmtree(entry)
         encoding = {name: {"compressors": [Crc32cCodec()], "write_empty_chunks": True} for name in dataset.variables}
         dataset.to_zarr(self._store, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
 

@@ -69,7 +69,7 @@ def read_values(image: Any, *, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """
     try:
         values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise InputError(f"{image.get_filename()}: truncated or damaged ({_first_line(error)})") from error
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]

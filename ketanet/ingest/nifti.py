@@ -54,7 +54,7 @@ class NiftiSource:
         self.images = images
         self.mask = Path(mask)
         self.pattern = pattern or DEFAULT_PATTERN
-        self.tr = check_tr(tr)
+        self.tr = tr
         self.space = space
 
     @cached_property
@@ -71,6 +71,7 @@ class NiftiSource:
 
     def scan(self) -> Scan:
         """Find the images and check their headers."""
+        check_tr(self.tr)
         _ = self.grid  # a mask that cannot be used is no subject's fault
         found: dict[str, list[Path]] = {}
         for subject, path in self._listed():
@@ -124,7 +125,7 @@ class NiftiSource:
         image = load_image(record.path, ndim=4)
         try:
             raw = np.asarray(image.dataobj.get_unscaled())
-        except (OSError, EOFError, ValueError, zlib.error) as error:
+        except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{record.path}: truncated or damaged ({reason})") from error
         frames = raw.reshape(-1, raw.shape[3], order="F").T

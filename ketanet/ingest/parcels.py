@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ketanet.errors import InputError
 from ketanet.grid import ParcelGrid
-from ketanet.ingest.source import Record, Scan, check_tr, checksum, find_files
+from ketanet.ingest.source import Record, Scan, checksum, find_files
 
 DEFAULT_PATTERN = "{subject}.tsv"
 _DELIMITER = {".tsv": "\t", ".csv": ","}
@@ -60,7 +60,7 @@ class ParcelSource:
         self.atlas = Path(atlas)
         self.names = names
         self.pattern = pattern or DEFAULT_PATTERN
-        self.tr = check_tr(tr)
+        self.tr = tr
         self.space = space
 
     @cached_property
@@ -124,14 +124,14 @@ class ParcelSource:
 
     def _scan_packed(self) -> Scan:
         arrays = self._arrays
-        for name, kinds, ndim in (("ts", "fiu", 2), ("length", "iu", 1), ("subject", "OTUiu", 1), ("tr", "fiu", None)):
+        for name, kinds, ndim in (("ts", "fiu", 2), ("length", "iu", 1), ("subject", "OTUiu", 1), ("tr", "fiu", 0)):
             array = arrays.get(name)
             if array is not None and (
-                array.dtype.kind not in kinds or (array.ndim if ndim else array.size - 1) != (ndim or 0)
+                array.dtype.kind not in kinds or array.squeeze().ndim > ndim or array.ndim < ndim
             ):
                 raise InputError(
                     f"{self.series}: array {name!r} has shape {array.shape} and dtype {array.dtype}; "
-                    f"{'one number' if ndim is None else f'{ndim} dimensions'} needed"
+                    f"{ndim or 'no'} dimensions and {'names' if name == 'subject' else 'numbers'} are needed"
                 )
         lengths = arrays["length"].astype(np.int64)
         self._check_columns(arrays["ts"].shape[-1], self.series)

@@ -133,8 +133,8 @@ def _participants(path: str | os.PathLike[str], subjects: list[str]) -> Mapping[
         raise InputError(f"{file}: no such participants table")
     try:
         ids = {"participant_id": str}
-        table = pd.read_csv(file, sep="\t", dtype=ids, na_values=["n/a"], keep_default_na=False, index_col=False)
         _check_cells(file)
+        table = pd.read_csv(file, sep="\t", dtype=ids, na_values=["n/a"], keep_default_na=False, index_col=False)
     except (ValueError, UnicodeDecodeError) as error:
         if isinstance(error, InputError):
             raise

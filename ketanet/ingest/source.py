@@ -57,11 +57,10 @@ class Source(Protocol):
         """JSON-ready account of the source for the provenance."""
 
 
-def check_tr(tr: float | None) -> float | None:
-    """Return a given repetition time; raise an InputError unless it is a number of seconds above zero."""
+def check_tr(tr: float | None) -> None:
+    """Raise an InputError unless a given repetition time is a number of seconds above zero."""
     if tr is not None and not (np.isfinite(tr) and tr > 0):
-        raise InputError(f"the repetition time is {tr:g} s; it is a number above zero")
-    return tr
+        raise InputError(f"the repetition time is {tr:g} s; it is a number above zero (--tr)")
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
