@@ -301,13 +301,14 @@ def plain_text(dataset: xr.Dataset) -> xr.Dataset:
 def _storable(dataset: xr.Dataset) -> xr.Dataset:
     """Drop encodings that a reopened store carries along, so that chunks follow the arrays; hold coordinates in
     memory."""
-    coords = {name: values.variable.compute() for name, values in dataset.coords.items()}
+    bare = dataset.drop_encoding()
+    coords = {name: values.variable.compute() for name, values in bare.coords.items()}
     chunks = {
         str(d): max(sizes)
-        for values in dataset.data_vars.values()
+        for values in bare.data_vars.values()
         for d, sizes in values.variable.chunksizes.items()
         if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]
     }
     # a store wants blocks of one size, but a selection may have cut some
-    even = {name: v.variable.chunk(chunks) for name, v in dataset.data_vars.items() if chunks and v.chunks}
-    return dataset.drop_encoding().assign(even).assign_coords(coords)
+    even = {name: v.variable.chunk(chunks) for name, v in bare.data_vars.items() if chunks and v.chunks}
+    return bare.assign(even).assign_coords(coords)
