@@ -26,8 +26,9 @@ log = logging.getLogger("benchmarks")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmarks asked for; exit code 1 when one could not run."""
-    logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO)
+    log.handlers = [logging.StreamHandler()]
+    log.propagate = False
     options = _parser().parse_args(arguments)
     # a terminated run leaves no scratch files behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -79,6 +80,7 @@ def page(sections: list[Section], *, quick: bool) -> str:
     words = (
         f"Written by `python -m benchmarks{' --quick' if quick else ''}` with ketanet {__version__}; every number was "
         f"measured in that run, so ratios hold within it. The machine: {machine()}."
+        f"{' The sizes are too small for what is wanted of the numbers to be judged.' if quick else ''}"
     )
     head = f"# Performance\n\n{textwrap.fill(words, WIDTH)}\n"
     return "\n".join([head, *(section.to_markdown() for section in sections)])

@@ -24,7 +24,7 @@ from ketanet.kernels.rows import decode
 from ketanet.simulate import simulate_cohort, simulate_coordinates
 from ketanet.study import run_study
 
-QUICK = {"people": 12, "patients": 6}
+QUICK = {"people": 12, "patients": 6, "contrasts": 10}
 
 _DISTINCT = 4
 _PLANTED = {"increase": "DefaultMode", "decrease": "Salience"}

@@ -14,7 +14,7 @@ from ketanet.connectivity import moments
 from ketanet.grid import grid_from_attrs
 from ketanet.group import one_sample
 
-QUICK = {"people": 160}
+QUICK = {"people": 96}
 
 
 def measure(folder: Path, *, people: int = 1000, voxels: int = 70_000, frames: int = 200, seeds: int = 16) -> Section:

@@ -121,7 +121,7 @@ def test_the_floor_computes_what_ketanet_does(store: Path, monkeypatch: pytest.M
 
 def test_against_nilearn(tmp_path: Path) -> None:
     section = against_nilearn.measure(tmp_path, people=5, people_per_seed=2, voxels=VOXELS, frames=FRAMES, seeds=2)
-    assert len(section.rows) == 4
+    assert len(section.rows) == 5
     numbers(section, "CPU, ms a person", "times ketanet", "times ketanet with ingest")
     assert section.rows[0]["times ketanet"] == 1
     difference = float(section.words.split("differ by ")[1].split()[0])
@@ -159,6 +159,7 @@ def test_a_failure_in_another_process_is_seen() -> None:
         apart("benchmarks.scale:one_size", {"nonsense": 1})
 
 
+@pytest.mark.slow
 def test_schedulers(tmp_path: Path) -> None:
     section = schedulers.measure(tmp_path, people=33, voxels=VOXELS, frames=FRAMES, seeds=2)
     assert [row["scheduler"] for row in section.rows] == ["threads", "processes"]
@@ -181,6 +182,7 @@ def test_many_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
+@pytest.mark.slow
 def test_ketamine_scale(tmp_path: Path) -> None:
     with warnings.catch_warnings():  # coordinates off the mask
         warnings.simplefilter("ignore", KetanetWarning)
@@ -230,14 +232,15 @@ def test_a_page_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_sizes_reach_the_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
 
-    def measure(_: Path, *, people: int = 9, patients: int = 4) -> Section:
+    def measure(_: Path, *, people: int = 9, patients: int = 4, contrasts: int = 40) -> Section:
+        assert contrasts
         seen.append((people, patients))
         return Section("Tiny", "Words.", [{"a": 1}])
 
     monkeypatch.setattr(ketamine_scale, "measure", measure)
     for more in ([], ["--quick"], ["--quick", "--people", "60", "--patients", "20"]):
         entry.main(["ketamine_scale", *more])
-    assert seen == [(9, 4), tuple(ketamine_scale.QUICK.values()), (60, 20)]
+    assert seen == [(9, 4), (12, 6), (60, 20)]
     assert capsys.readouterr().out.count("## Tiny") == 3
 
 
