@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -78,6 +79,10 @@ RuleOption = Annotated[Rule, typer.Option("--rule", help="fcnm: radius rounded t
 DirectionOption = Annotated[
     str | None, typer.Option("--direction", help="Direction of contrasts whose source does not say.")
 ]
+Directions = Annotated[
+    str | None,
+    typer.Option("--directions", help="Directions allowed, such as up,down; default: increase,decrease."),
+]
 SpaceOption = Annotated[str | None, typer.Option("--space", help="MNI or Talairach, where the source does not say.")]
 
 
@@ -108,7 +113,7 @@ def simulate(
     subjects: Annotated[int, typer.Option("--subjects", min=3, help="Number of people.")],
     like: Annotated[Path | None, typer.Option("--like", help="NIfTI mask or cohort store that gives the grid.")] = None,
     frames: Annotated[int, typer.Option("--frames", min=10, help="Frames per person.")] = 120,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random numbers.")] = 0,
     cluster: Cluster = "threads",
     workers: Workers = None,
 ) -> None:
@@ -206,6 +211,7 @@ def seeds(
     grid: Annotated[Path, typer.Option("--grid", help="NIfTI mask or cohort store.")],
     radius_mm: RadiusMm = 4.0,
     rule: RuleOption = Rule.fcnm,
+    directions: Directions = None,
     direction: DirectionOption = None,
     space: SpaceOption = None,
 ) -> None:
@@ -218,6 +224,7 @@ def seeds(
         grid_from_path(grid),
         radius_mm=radius_mm,
         rule=rule.value,
+        directions=_allowed(coordinates, directions),
         direction=direction,
         space=space,
     )
@@ -237,6 +244,7 @@ def map_(
     tail: Annotated[Tail, typer.Option("--tail")] = Tail.positive,
     correction: Annotated[Correction, typer.Option("--correction")] = Correction.fdr_bh_positive,
     alpha: Annotated[float, typer.Option("--alpha")] = 0.05,
+    directions: Directions = None,
     direction: DirectionOption = None,
     space: SpaceOption = None,
     cluster: Cluster = "threads",
@@ -252,7 +260,15 @@ def map_(
     from ketanet.seeds import load_seeds
 
     people = select(open_cohort(cohort), where)
-    made = load_seeds(seeds, people, radius_mm=radius_mm, rule=rule.value, direction=direction, space=space)
+    made = load_seeds(
+        seeds,
+        people,
+        radius_mm=radius_mm,
+        rule=rule.value,
+        directions=_allowed(seeds, directions),
+        direction=direction,
+        space=space,
+    )
     group = one_sample(
         people,
         made,
@@ -417,13 +433,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _exit_code(words: list[str], debug: bool) -> int:
     try:
-        app(words)
-        return 0
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
-            print("stopped; run again to continue", file=sys.stderr)
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return int(app(words, standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        return _interrupted()
     except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            return _usage_error(error)
+        if type(error).__name__ == "Abort":
+            return _interrupted()
         if debug:
             raise
         text = " ".join(str(error).split()) or type(error).__name__
@@ -432,6 +449,19 @@ def _exit_code(words: list[str], debug: bool) -> int:
             return 2 if isinstance(error, InputError) else 1
         print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _interrupted() -> int:
+    print("stopped; run again to continue", file=sys.stderr)
+    return _INTERRUPTED
+
+
+def _usage_error(error: Any) -> int:
+    """A word on the command line that does not fit, in one line (a bare ``ketanet`` shows its help)."""
+    said = " ".join(str(error.format_message()).split())
+    if said and type(error).__name__ != "NoArgsIsHelpError":
+        print(f"error: {said} (--help lists what is allowed)", file=sys.stderr)
+    return 2
 
 
 @contextmanager
@@ -456,6 +486,15 @@ def _plain_output(debug: bool) -> Iterator[None]:
             log.removeHandler(handler)
 
 
+def _allowed(source: Path, directions: str | None) -> list[str] | None:
+    """Directions that a source of seeds may have: those named, else the usual two for coordinates, any for images."""
+    from ketanet.seeds import holds_images
+
+    if directions is not None:
+        return [word.strip() for word in directions.split(",") if word.strip()]
+    return None if holds_images(source) else ["increase", "decrease"]
+
+
 def _bytes(text: str | None) -> int | None:
     from ketanet.planning import parse_size
 
@@ -463,7 +502,16 @@ def _bytes(text: str | None) -> int | None:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
+    print(json.dumps(_without_nan(value), indent=2, default=str, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN and infinity as null, which JSON has no other word for."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_facts(facts: dict[str, Any], indent: str = "") -> None:

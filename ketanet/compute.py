@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import reduce
 from pathlib import Path
 from types import TracebackType
@@ -260,6 +261,8 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
 def save_all(datasets: Mapping[str | os.PathLike[str], xr.Dataset]) -> list[xr.Dataset]:
     """Compute several datasets in one go, so that what they share is computed once; see :func:`save`."""
     paths = [Path(path) for path in datasets]
+    for path in paths:
+        _require_replaceable(path)
     with ExitStack() as stack:
         folders = [stack.enter_context(new_folder(path)) for path in paths]
         writes = [
@@ -269,6 +272,19 @@ def save_all(datasets: Mapping[str | os.PathLike[str], xr.Dataset]) -> list[xr.D
         with PassProgress():
             dask.compute(*writes)
     return [open_results(path) for path in paths]
+
+
+def _require_replaceable(path: Path) -> None:
+    """Raise an InputError when something stands at a path that is no store of results."""
+    if not path.exists():
+        return
+    kind: object = None
+    if (path / "zarr.json").is_file():
+        with suppress(ValueError):
+            kind = json.loads((path / "zarr.json").read_text(encoding="utf-8")).get("attributes", {}).get("kind", "")
+    if kind is None or kind == "cohort":
+        held = "a cohort" if kind == "cohort" else "no store of results"
+        raise InputError(f"{path} exists and is {held}; choose another name or remove it first")
 
 
 def open_results(path: str | os.PathLike[str]) -> xr.Dataset:

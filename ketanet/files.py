@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ketanet.errors import StoreError
+from ketanet.errors import InputError, StoreError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR)
 
 
 @contextmanager
@@ -33,6 +33,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with disk_errors(path):
         try:
@@ -54,7 +56,10 @@ def write_table(path: Path, table: Any) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, moved to `path` (replacing what is there) when the block ends well, removed when it does
     not."""
-    partial = path.with_name(path.name + ".partial")
+    path = path.absolute()
+    if not path.name or (path.exists() and not path.is_dir()):
+        raise InputError(f"{path} cannot be made: it is {'a file' if path.name else 'no name of a folder'}")
+    partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
         if partial.exists():
             shutil.rmtree(partial)
@@ -63,7 +68,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         with disk_errors(path):
             yield partial
             if path.exists():
-                old = path.with_name(path.name + ".replaced")
+                old = path.with_name(f".{path.name}.replaced")
                 shutil.rmtree(old, ignore_errors=True)
                 path.rename(old)
                 partial.rename(path)

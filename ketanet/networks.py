@@ -185,8 +185,11 @@ def save_overlap(
         grid = grid_from_attrs(group.attrs["grid"])
         probability, network = made["probability"].values, made["network"].values
     else:
+        if direction is not None or cohort is not None:
+            raise InputError("NIfTI masks have no direction and no cohort; leave --direction and --cohort out")
         grid, probability, network = overlap_images(maps, **settings)
     with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
         grid.save(out, np.where(network, probability, 0).astype(np.float32))
     return int(grid.painted[network].sum())
 
@@ -194,6 +197,8 @@ def save_overlap(
 def _one_of(group: xr.Dataset, dim: str, wanted: str | None) -> xr.Dataset:
     """The named part of a dataset along a dimension it may not have."""
     if dim not in group.dims:
+        if wanted is not None:
+            raise InputError(f"the store has no {dim}s to choose from; leave --{dim} out")
         return group
     names = [str(n) for n in group[dim].values]
     if wanted is None and len(names) > 1:

@@ -149,8 +149,11 @@ def clean(path: str | os.PathLike[str]) -> list[Path]:
         There is no such folder, and nothing unfinished of that name.
     """
     target = Path(path)
-    beside = [partials_beside(target), target.with_name(target.name + ".partial")]
-    inside = [target / FOLDER, *target.glob("*.partial"), *target.glob(".*.partial")] if target.is_dir() else []
+    beside = [partials_beside(target)] + [
+        target.with_name(n) for n in (f"{target.name}.partial", f".{target.name}.partial")
+    ]
+    made_here = (target / "provenance.json").is_file()
+    inside = [target / FOLDER, *target.glob("*.partial"), *target.glob(".*.partial")] if made_here else []
     found = [p for p in (*beside, *inside) if p.exists()]
     if not found and not target.exists():
         raise InputError(f"{path}: no such results, and nothing unfinished of that name")

@@ -157,19 +157,19 @@ def neighbours(connectivity: int) -> list[tuple[int, int, int]]:
 
 def flood(mask: Array, connectivity: int) -> list[set[tuple[int, int, int]]]:
     """Connected clusters as sets of positions, in memory order of their first voxel."""
-    todo = {tuple(map(int, p)) for p in np.argwhere(mask)}
+    left = {tuple(map(int, p)) for p in np.argwhere(mask)}
     clusters = []
-    for start in sorted(todo):
-        if start not in todo:
+    for start in sorted(left):
+        if start not in left:
             continue
-        todo.remove(start)
+        left.remove(start)
         cluster, queue = {start}, deque([start])
         while queue:
             here = queue.popleft()
             for step in neighbours(connectivity):
                 near = (here[0] + step[0], here[1] + step[1], here[2] + step[2])
-                if near in todo:
-                    todo.remove(near)
+                if near in left:
+                    left.remove(near)
                     cluster.add(near)
                     queue.append(near)
         clusters.append(cluster)

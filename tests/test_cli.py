@@ -312,7 +312,9 @@ def test_run_resumes_and_guards_its_folder(refused, run, world: Path, tmp_path: 
     assert not (out / "group_radius-12.zarr").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    refused(["run", other, "--out", tmp_path / "mine"], "not ketanet's", "--force")
+    for more in ([], ["--force"]):
+        refused(["run", other, "--out", tmp_path / "mine", *more], "not ketanet's")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
     (out / "report.html").unlink()
     assert run("report", out)[0] == 0
     assert (out / "report.html").stat().st_size > 1000
@@ -417,3 +419,118 @@ def test_help_imports_nothing_heavy() -> None:
     code += "print([m for m in ('numpy', 'dask', 'xarray', 'zarr', 'nilearn') if m in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def copy_study(world: Path, folder: Path, *changes: tuple[str, str]) -> Path:
+    """The small study in a folder of its own, its text changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(world / "coordinates.tsv", folder / "coordinates.tsv")
+    if not (folder / "healthy.zarr").exists():
+        shutil.copytree(world / "healthy.zarr", folder / "healthy.zarr")
+    text = (world / "study.toml").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "study.toml").write_text(text)
+    return folder / "study.toml"
+
+
+def test_nothing_of_the_users_is_ever_removed(refused, world: Path, tmp_path: Path) -> None:
+    study = copy_study(world, tmp_path / "proj")
+    (tmp_path / "proj" / "maps").mkdir()
+    for more in ([], ["--force"]):
+        refused(["run", study, "--out", tmp_path / "proj", *more], "lies inside the results folder")
+    bids = tmp_path / "bids"
+    (bids / "maps").mkdir(parents=True)
+    (bids / "dataset_description.json").write_text('{"Name": "small", "DatasetType": "raw"}')
+    refused(["run", study, "--out", bids, "--force"], "not ketanet's")
+    assert (tmp_path / "proj" / "healthy.zarr").is_dir()
+    assert (tmp_path / "proj" / "maps").is_dir()
+    assert (bids / "maps").is_dir()
+    cohort, folder, file = tmp_path / "proj" / "healthy.zarr", tmp_path / "mine", tmp_path / "afile"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("x")
+    file.write_text("y")
+    for out, text in ((cohort, "a cohort"), (folder, "no store of results"), (file, "no store of results")):
+        refused(["map", cohort, world / "coordinates.tsv", "--out", out], text)
+    assert open_cohort(cohort).sizes["subject"] == 8
+    assert (folder / "thesis.txt").read_text() == "x"
+    assert file.read_text() == "y"
+
+
+def test_no_report_of_a_run_that_did_not_finish(refused, run, world: Path, tmp_path: Path) -> None:
+    study, out = copy_study(world, tmp_path / "s"), tmp_path / "out"
+    assert run("run", study, "--out", out)[0] == 0
+    before = (out / "report.html").read_text()
+    copy_study(world, tmp_path / "s", ("[network]", "[seeds]\nradius_mm = 20.0\n[network]"))
+    chunk = tmp_path / "s" / "healthy.zarr" / "bold" / "c" / "1" / "0" / "0"
+    sound = chunk.read_bytes()
+    chunk.write_bytes(sound[:-8] + bytes(8))
+    refused(["run", study, "--out", out], "sub-0002")
+    refused(["report", out], "did not finish")
+    assert (out / "report.html").read_text() == before
+    chunk.write_bytes(sound)
+    assert run("run", study, "--out", out)[0] == 0
+    assert run("report", out)[0] == 0
+
+
+def test_what_was_removed_by_hand_is_made_again(run, world: Path, tmp_path: Path) -> None:
+    study, out = copy_study(world, tmp_path / "s"), tmp_path / "out"
+    assert run("run", study, "--out", out)[0] == 0
+    files = {p.relative_to(out) for p in out.rglob("*")}
+    next((out / "maps").glob("*_stat-t_statmap.nii.gz")).unlink()
+    shutil.rmtree(out / "group.zarr" / "t")
+    assert run("run", study, "--out", out)[0] == 0
+    assert {p.relative_to(out) for p in out.rglob("*")} == files
+
+
+def test_directions_are_checked(refused, run, world: Path, tmp_path: Path) -> None:
+    table = (world / "coordinates.tsv").read_text()
+    (tmp_path / "c.tsv").write_text(table.replace("\tincrease\t", "\tincrese\t"))
+    words = ["seeds", tmp_path / "c.tsv", "--grid", world / "mask.nii.gz", "--out", tmp_path / "s"]
+    refused(words, "'increse'", "increase, decrease")
+    refused(["map", world / "healthy.zarr", tmp_path / "c.tsv", "--out", tmp_path / "g.zarr"], "'increse'")
+    assert run(*words, "--directions", "increse,decrease")[0] == 0
+
+
+def test_a_variant_without_a_contrast_and_the_discovery_cohort_first(run, world: Path, tmp_path: Path) -> None:
+    """A peak off the mask that 16 mm reach is lost at 1 mm; a replication cohort may be written first."""
+    study = copy_study(
+        world,
+        tmp_path / "s",
+        ("[cohorts.healthy]", '[cohorts.again]\nstore = "healthy.zarr"\nrole = "replication"\n[cohorts.healthy]'),
+        ("radii_mm = [12]", "radii_mm = [1]"),
+        ("[network]", "[seeds]\nradius_mm = 16.0\n[network]"),
+    )
+    grid = coarse_grid()
+    edge = grid.centres[np.argmax(grid.centres[:, 1])] + [0.0, 8.0, 0.0]
+    with (tmp_path / "s" / "coordinates.tsv").open("a") as file:
+        file.write("\t".join(["Edge", "Edge a", "increase", "MNI", *(f"{v:g}" for v in edge), "9"]) + "\n")
+    code, _, err = run("run", study, "--out", tmp_path / "out")
+    assert code == 0
+    assert "at 1 mm (robustness.radii_mm) 1 contrasts reach no voxel" in err
+    assert "share 8 people" in err
+    table = pd.read_csv(tmp_path / "out" / "tables" / "robustness.tsv", sep="\t")
+    assert set(table["analysis"]) == {"radius", "at_least", "leave_one_study_out", "cohort"}
+    across = table[table["analysis"] == "cohort"]
+    assert set(across["cohort"]) == {"healthy"}
+    assert set(across["parameter"]) == {"again"}
+    left_out = table[(table["analysis"] == "leave_one_study_out") & (table["parameter"] == "Edge")]
+    assert set(left_out["direction"]) == {"increase"}
+
+
+def test_words_that_do_not_fit_are_one_line(refused, run, world: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "g.zarr"]
+    inputs = [world / "healthy.zarr", world / "coordinates.tsv"]
+    refused(["map", *inputs, *out, "--correction", "foo"], "foo")
+    refused(["map", *inputs, *out, "--workers", "0"], "--workers")
+    refused(["map", *inputs, *out, "--radius-mm", "-3"], "radius_mm")
+    refused(["map", *inputs, *out, "--alpha", "1"], "alpha")
+    refused(["nothing"], "nothing")
+    refused(["run"], "study")
+    refused(["simulate", tmp_path / "c.zarr", "--subjects", "4", "--seed", "-1"], "-1")
+    refused(["overlap", world / "mask.nii.gz", "--out", tmp_path / "o.nii.gz", "--direction", "up"], "no direction")
+    assert run("overlap", world / "mask.nii.gz", "--out", tmp_path / "new" / "o.nii.gz")[0] == 0
+    flat = tmp_path / "flat.nii.gz"
+    shutil.copy(tmp_path / "new" / "o.nii.gz", flat)
+    assert json.loads(run("compare", flat, flat, "--json")[1])["spatial_r"] is None

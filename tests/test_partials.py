@@ -182,10 +182,14 @@ def test_clean_removes_the_unfinished_and_nothing_else(tmp_path: Path) -> None:
     results = tmp_path / "results"
     for name in ("group.zarr", "partials", "networks.zarr.partial"):
         (results / name).mkdir(parents=True)
+    (results / "provenance.json").write_text("{}")
     beside = tmp_path / "results.partials"
     beside.mkdir()
     assert set(clean(results)) == {results / "partials", results / "networks.zarr.partial", beside}
-    assert [p.name for p in results.iterdir()] == ["group.zarr"]
+    assert {p.name for p in results.iterdir()} == {"group.zarr", "provenance.json"}
+    other = tmp_path / "mine"
+    (other / "partials").mkdir(parents=True)
+    assert clean(other) == [], "a folder that is not ketanet's keeps what it holds"
     assert clean(results) == []
     with pytest.raises(InputError, match="no such results"):
         clean(tmp_path / "nothing")

@@ -59,7 +59,10 @@ def robustness_table(
         variants = [("radius", f"{radius:g}", _in_memory(maps, cohort), {}) for radius, maps in (radii or {}).items()]
         variants += [("at_least", f"{share:g}", own, {"at_least": share}) for share in at_least]
         if leave_one_study_out:
-            variants += [("leave_one_study_out", study, maps, {}) for study, maps in _without_each_study(own)]
+            for study, maps, contributes in _without_each_study(own):
+                # without a study that has no such contrast nothing changes: no row
+                changed = {"directions": [d for d in settings["directions"] if d in contributes]}
+                variants.append(("leave_one_study_out", study, maps, changed))
         for analysis, parameter, maps, changed in variants:
             variant = _networks(maps, grid, {**settings, **changed})
             rows += _compare(str(cohort), analysis, parameter, _arrays(main), variant, grid)
@@ -98,12 +101,14 @@ def _networks(maps: xr.Dataset, grid: Grid, settings: Mapping[str, Any]) -> _Net
     return found
 
 
-def _without_each_study(group: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
+def _without_each_study(group: xr.Dataset) -> Iterator[tuple[str, xr.Dataset, set[str]]]:
+    """Each source study, the maps of the others, and the directions that it contributes to."""
     studies = group["source_study"].values
     names = list(dict.fromkeys(map(str, studies)))
     if len(names) > 1:
         for name in names:
-            yield name, group.isel(seed=np.flatnonzero(studies != name))
+            own = {str(d) for d in group["direction"].values[studies == name]}
+            yield name, group.isel(seed=np.flatnonzero(studies != name)), own
 
 
 def _compare(

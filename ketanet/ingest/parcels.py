@@ -28,9 +28,9 @@ class ParcelSource:
     Parameters
     ----------
     series : path
-        An ``.npz`` with ``ts`` (all frames, parcel), ``length`` (subject,), ``subject`` (subject,) and ``tr`` in s,
-        people
-        one after another; or a folder with one TSV or CSV (time, parcel) per subject, with or without a header line.
+        An ``.npz`` (or a folder that holds one and no tables) with ``ts`` (all frames, parcel), ``length`` (subject,),
+        ``subject`` (subject,) and ``tr`` in s, people one after another; or a folder with one TSV or CSV (time, parcel)
+        per subject, with or without a header line.
     atlas : path
         Label image; column i belongs to its i-th label in increasing order.
     names : sequence of str, optional
@@ -57,6 +57,10 @@ class ParcelSource:
         if atlas is None:
             raise InputError("parcel time series need their label image (--atlas IMAGE)")
         self.series = Path(series)
+        if pattern is None and self.series.is_dir():
+            packed, tables = list(self.series.glob("*.npz")), set(self.series.glob("*.[tc]sv"))
+            if len(packed) == 1 and not tables - {self.series / "participants.tsv"}:
+                self.series = packed[0]
         self.atlas = Path(atlas)
         self.names = names
         self.pattern = pattern or DEFAULT_PATTERN

@@ -151,6 +151,8 @@ def _participants(path: str | os.PathLike[str], subjects: list[str]) -> Mapping[
         for name, row in zip(names, table.to_dict("records"), strict=True)
     }
     unknown = [s for s in subjects if s.removeprefix("sub-") not in rows]
+    if len(unknown) == len(subjects):
+        raise InputError(f"{file}: none of the {len(subjects)} subjects is in it (such as {subjects[0]!r})")
     if unknown:
         listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
         warnings.warn(f"{file}: {len(unknown)} subjects are not in it: {listed}", KetanetWarning, stacklevel=3)
@@ -172,5 +174,7 @@ def _without_excluded(scan: Scan, columns: Mapping[str, Mapping[str, Any]], excl
     names = list(dict.fromkeys(name for row in columns.values() for name in row))
     table = {name: as_column([columns[r.subject].get(name) for r in scan.records]) for name in names}
     table["n_time"] = np.array([r.n_time for r in scan.records])
+    table["subject"] = np.array([r.subject for r in scan.records], object)
+    table["tr"] = np.array([r.tr for r in scan.records])
     drop = evaluate(exclude, table)
     return [record for record, out in zip(scan.records, drop, strict=True) if not out]

@@ -125,6 +125,8 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
     settings = _parsed(root / "study.toml", tomllib.loads, _SETTINGS)
     spec.choice(settings["preset"], spec.PRESETS, f"{root / 'study.toml'}: preset")
     provenance = _parsed(root / "provenance.json", json.loads, _FACTS)
+    if not provenance.get("complete", True):
+        raise InputError(f"{root}: the last run did not finish, so settings and maps may not fit; run the study again")
     tables = {name: _table(root / file, text, numbers) for name, (file, text, numbers) in _TABLES.items()}
     group, stored = (open_results(root / f"{name}.zarr") for name in ("group", "networks"))
     spec.validate(group, "group", extra_dims=("cohort",))

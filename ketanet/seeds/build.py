@@ -70,6 +70,7 @@ def seeds_from_coordinates(
     directions: Sequence[str] | None = DIRECTIONS,
     direction: str | None = None,
     space: str | None = None,
+    drop_empty: bool = False,
 ) -> xr.Dataset:
     """Make one seed of each contrast: the union of spheres around its coordinates.
 
@@ -87,6 +88,9 @@ def seeds_from_coordinates(
         :meth:`ketanet.grid.Grid.spheres`.
     directions, direction, space
         For a path, as in :func:`read_coordinates`. A table in memory may hold any direction.
+
+    drop_empty : bool
+        Leave out contrasts that reach no voxel instead of refusing, unless all do.
 
     Returns
     -------
@@ -121,6 +125,8 @@ def seeds_from_coordinates(
         sphere = own.spheres(points, float(radius_mm), rule)
         off = int(sphere.outside.sum())
         seeds.append(Seed(study, contrast, label, sphere.index, sphere.weight, len(points), off))
+    if drop_empty and any(len(seed.index) for seed in seeds):
+        seeds = [seed for seed in seeds if len(seed.index)]
     _refuse_empty(seeds, table, own)
     _warn_outside(seeds)
     made = seeds_dataset(seeds, own, radius_mm=float(radius_mm), rule=rule)

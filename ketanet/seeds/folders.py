@@ -44,7 +44,8 @@ def files_by_direction(
         if not holding:
             break
         raise InputError(
-            f"{folder}: no sub-folder {name!r} for this direction; directions= names those to read, "
+            f"{folder}: no sub-folder {name!r} for this direction; directions (--directions) names those "
+            "to read, "
             f"sub-folders with {what}s are {', '.join(holding)}"
         )
     if not holding:

@@ -71,6 +71,6 @@ def holds_images(source: PathLike) -> bool:
     folders = [path, *(entry for entry in path.iterdir() if entry.is_dir())]
     images, tables = (any(files_in(folder, kind) for folder in folders) for kind in (NIFTI, EXCEL))
     if images == tables:
-        state = "both" if images else "neither"
-        raise InputError(f"{path}: the folder holds {state} NIfTI images and Excel files; one kind is needed")
+        state = "both NIfTI images and" if images else "neither NIfTI images nor"
+        raise InputError(f"{path}: the folder holds {state} Excel files; one kind is needed")
     return images

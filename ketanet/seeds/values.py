@@ -103,7 +103,7 @@ class Given:
             return self.space
         if text.lower() not in _ALIASES:
             raise InputError(
-                f"{where}: space is {text!r}; allowed: MNI, Talairach (space= sets it for what states none)"
+                f"{where}: space is {text!r}; allowed: MNI, Talairach (space=, or --space, sets what is not stated)"
             )
         return _ALIASES[text.lower()]
 
@@ -112,7 +112,9 @@ class Given:
         text = as_text(value) or (self.direction or "")
         allowed = ", ".join(self.directions or ()) or "any label"
         if not text:
-            raise InputError(f"{where}: no direction is stated; allowed: {allowed} (direction= sets it where none is)")
+            raise InputError(
+                f"{where}: no direction is stated; allowed: {allowed} (direction=, or --direction, sets it)"
+            )
         if self.directions is not None and text not in self.directions:
             raise InputError(f"{where}: direction is {text!r}; allowed: {allowed}")
         return text

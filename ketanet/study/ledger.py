@@ -40,7 +40,7 @@ class Ledger:
     def is_done(self, stage: str, key: str, outputs: Sequence[str]) -> bool:
         """Whether the stage was made with this key and all its outputs are there."""
         entry = self.content["stages"].get(stage, {})
-        return bool(entry.get("key") == key and all((self.folder / name).exists() for name in outputs))
+        return bool(entry.get("key") == key and entry.get("files") == self._files(outputs) and entry["files"])
 
     @contextmanager
     def stage(self, name: str, key: str, outputs: Sequence[str]) -> Iterator[None]:
@@ -50,8 +50,16 @@ class Ledger:
         started = time.perf_counter()
         yield
         seconds = round(time.perf_counter() - started, 3)
-        self.content["stages"][name] = {"key": key, "outputs": list(outputs), "seconds": seconds}
+        self.content["stages"][name] = {"key": key, "files": self._files(outputs), "seconds": seconds}
         self.write()
+
+    def _files(self, outputs: Sequence[str]) -> dict[str, int]:
+        """Number of files of each output that is there."""
+        counts = {}
+        for name in outputs:
+            path = self.folder / name
+            counts[name] = sum(1 for p in path.rglob("*") if p.is_file()) if path.is_dir() else int(path.is_file())
+        return counts if all(counts.values()) else {}
 
     def record(self, facts: Mapping[str, Any]) -> None:
         """Add facts about the run."""
@@ -87,10 +95,13 @@ def claim(folder: Path, study: str, description: Mapping[str, Any], contents: Se
     entries = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
     if entries:
         owner = _owner(folder / DESCRIPTION)
+        if owner is None:
+            raise InputError(f"{folder} holds files that are not ketanet's; choose an empty or a new folder")
         if owner != study:
-            whose = f"the results of study {owner!r}" if owner else "files that are not ketanet's"
             if not force:
-                raise InputError(f"{folder} holds {whose}; choose another folder, or --force to use this one")
+                raise InputError(
+                    f"{folder} holds the results of study {owner!r}; choose another folder, or --force to replace them"
+                )
             _remove(folder, contents)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,10 +109,13 @@ def claim(folder: Path, study: str, description: Mapping[str, Any], contents: Se
 
 
 def _owner(path: Path) -> str | None:
+    """Study whose results a folder holds; None where they are not ketanet's."""
     if not path.is_file():
         return None
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["Name"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        made_by = [entry["Name"] for entry in content["GeneratedBy"]]
+        return str(content["Name"]) if "ketanet" in made_by else None
     except (ValueError, KeyError, TypeError):
         return None
 

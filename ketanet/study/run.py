@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import platform
@@ -102,6 +103,7 @@ def run_study(
     study = load_study(path)
     inputs = _open(study)
     folder = Path(out)
+    _refuse_inputs_inside(study, Path(path), folder)
     description = {
         "Name": study.name,
         "BIDSVersion": "1.10.0",
@@ -159,7 +161,7 @@ def study_summary(folder: str | os.PathLike[str]) -> pd.DataFrame:
         for direction in networks["direction"].values:
             one = networks.sel(cohort=cohort, direction=direction)
             own = shares[(shares["cohort"] == cohort) & (shares["direction"] == direction)]
-            best = own.loc[own["share"].idxmax()] if own["share"].notna().any() else None
+            best = own.loc[own["share"].idxmax()] if (own["share"] > 0).any() else None
             rows.append(
                 {
                     "cohort": str(cohort),
@@ -177,7 +179,8 @@ def study_summary(folder: str | os.PathLike[str]) -> pd.DataFrame:
 def _open(study: Study) -> _Inputs:
     cohorts: dict[str, xr.Dataset] = {}
     grid: Grid | None = None
-    for name, settings in study.cohorts.items():
+    # the discovery cohort first: the others are compared with it
+    for name, settings in sorted(study.cohorts.items(), key=lambda item: item[1].role == "replication"):
         cohort = open_cohort(settings.store)
         own = grid_from_attrs(cohort.attrs["grid"])
         if grid is None:
@@ -189,10 +192,33 @@ def _open(study: Study) -> _Inputs:
                 f"cohort {name!r} has {cohorts[name].sizes['subject']} subjects; a group test needs at least 3"
             )
     assert grid is not None
+    _warn_shared_people(cohorts)
     if study.group.mask:
         grid.read_mask(study.group.mask)
     seeds = _seeds(study, grid)
     return _Inputs(study, cohorts, grid, seeds, labelling.atlas(study.labels.atlas, grid))
+
+
+def _warn_shared_people(cohorts: Mapping[str, xr.Dataset]) -> None:
+    """A second cohort of the same people replicates nothing."""
+    for (a, first), (b, second) in itertools.combinations(cohorts.items(), 2):
+        shared = set(map(str, first["subject"].values)) & set(map(str, second["subject"].values))
+        if first.attrs["content"] == second.attrs["content"] and shared:
+            warnings.warn(
+                f"cohorts {a!r} and {b!r} share {len(shared)} people; agreement between them is no replication",
+                KetanetWarning,
+                stacklevel=2,
+            )
+
+
+def _refuse_inputs_inside(study: Study, source: Path, folder: Path) -> None:
+    """Results never go where an input lies."""
+    atlas = study.labels.atlas if isinstance(study.labels.atlas, list) else [study.labels.atlas]
+    files = [str(source), study.coordinates, study.group.mask, *(c.store for c in study.cohorts.values())]
+    files += [entry.get("file") if isinstance(entry, dict) else entry for entry in atlas]
+    for file in files:
+        if file and folder.absolute() in (Path(file).absolute(), *Path(file).absolute().parents):
+            raise InputError(f"{file} lies inside the results folder {folder}; choose another folder")
 
 
 def _seeds(study: Study, grid: Grid) -> dict[float | None, xr.Dataset]:
@@ -202,14 +228,31 @@ def _seeds(study: Study, grid: Grid) -> dict[float | None, xr.Dataset]:
         return {None: seeds_from_images(study.coordinates, grid, directions=study.directions)}
     table = read_coordinates(study.coordinates, directions=study.directions)
 
-    def load(radius: float) -> xr.Dataset:
-        return seeds_from_coordinates(table, grid, radius_mm=radius, rule=settings.rule, directions=study.directions)
+    def load(radius: float, drop_empty: bool = False) -> xr.Dataset:
+        return seeds_from_coordinates(
+            table,
+            grid,
+            radius_mm=radius,
+            rule=settings.rule,
+            directions=study.directions,
+            drop_empty=drop_empty,
+        )
 
     sets: dict[float | None, xr.Dataset] = {None: load(settings.radius_mm)}
-    with warnings.catch_warnings():
-        # said once, for the main radius
-        warnings.simplefilter("ignore", KetanetWarning)
-        sets |= {r: load(r) for r in study.robustness.radii_mm if r != settings.radius_mm}
+    for radius in study.robustness.radii_mm:
+        if radius == settings.radius_mm:
+            continue
+        with warnings.catch_warnings():
+            # said once, for the main radius
+            warnings.simplefilter("ignore", KetanetWarning)
+            sets[radius] = load(radius, drop_empty=True)
+        lost = sets[None].sizes["seed"] - sets[radius].sizes["seed"]
+        if lost:
+            warnings.warn(
+                f"at {radius:g} mm (robustness.radii_mm) {lost} contrasts reach no voxel; that variant is without them",
+                KetanetWarning,
+                stacklevel=2,
+            )
     return sets
 
 
@@ -221,7 +264,7 @@ def _run(inputs: _Inputs, folder: Path, source: Path, workers: int | None, memor
         "*.zarr\nmaps/\ntables/\nreport.html\nseeds.tsv\nstudy.toml\nprovenance.json\n",
     )
     write_table(folder / "seeds.tsv", seeds_table(inputs.main))
-    ledger.record(_provenance(inputs, source))
+    ledger.record(_provenance(inputs, source) | {"complete": False})
     group_key = _group_stage(inputs, folder, ledger, workers, memory_limit)
     group = open_results(folder / "group.zarr")
     radii = {r: open_results(folder / f"group_radius-{r:g}.zarr") for r in inputs.seeds if r is not None}
@@ -240,6 +283,7 @@ def _run(inputs: _Inputs, folder: Path, source: Path, workers: int | None, memor
         with ledger.stage("tables", tables_key, _TABLES):
             _tables(inputs, folder, group, networks, radii)
     _subject_maps(inputs, folder, ledger, group_key)
+    ledger.record({"complete": True})
     report_key = digest(tables_key, __version__, study.model_dump())
     if _due(ledger, "report", report_key, ["report.html"]):
         with ledger.stage("report", report_key, ["report.html"]):

@@ -77,6 +77,11 @@ class RobustnessSettings(_Block):
     at_least: list[Annotated[float, Field(gt=0, le=1)]]
     leave_one_study_out: bool
 
+    @field_validator("radii_mm", "at_least")
+    @classmethod
+    def _each_once(cls, values: list[float]) -> list[float]:
+        return list(dict.fromkeys(values))
+
 
 class OutputSettings(_Block):
     """What is stored beyond the usual."""
@@ -110,6 +115,8 @@ class Study(_Block):
                 raise ValueError(f"the {what} names {names} are not distinct when reduced to letters and digits")
         if self.group.tail == "two-sided" and self.group.correction == "fdr_bh_positive":
             raise ValueError("correction 'fdr_bh_positive' fits tail 'positive' only; use 'fdr_bh' with 'two-sided'")
+        if self.group.tail == "positive" and self.network.sign != "positive":
+            raise ValueError("network.sign other than 'positive' needs group.tail 'two-sided': the rest is not tested")
         return self
 
     def to_toml(self) -> str:
@@ -138,7 +145,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     if "null" in given:
         raise InputError(f"{path}: null models ([null]) are not part of this version; remove the block")
     preset = given.get("preset", "fcnm")
-    if preset not in spec.PRESETS:
+    if not isinstance(preset, str) or preset not in spec.PRESETS:
         raise InputError(f"{path}: preset is {preset!r}; known: {', '.join(spec.PRESETS)}")
     for block, values in spec.PRESETS[preset].items():
         own = given.get(block, {})
