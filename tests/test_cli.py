@@ -528,7 +528,7 @@ def test_words_that_do_not_fit_are_one_line(refused, run, world: Path, tmp_path:
     refused(["map", *inputs, *out, "--alpha", "1"], "alpha")
     refused(["nothing"], "nothing")
     refused(["run"], "study")
-    refused(["simulate", tmp_path / "c.zarr", "--subjects", "4", "--seed", "-1"], "-1")
+    refused(["simulate", tmp_path / "c.zarr", "--subjects", "4", "--seed", "-1"], "--seed")
     refused(["overlap", world / "mask.nii.gz", "--out", tmp_path / "o.nii.gz", "--direction", "up"], "no direction")
     assert run("overlap", world / "mask.nii.gz", "--out", tmp_path / "new" / "o.nii.gz")[0] == 0
     flat = tmp_path / "flat.nii.gz"
