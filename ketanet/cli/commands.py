@@ -1,24 +1,34 @@
-"""The command line: every command parses, calls one library function and prints."""
+"""The commands: each parses, calls one library function and prints."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
 from ketanet import __version__
-from ketanet.errors import InputError, KetanetError, KetanetWarning
-
-_INTERRUPTED = 130
+from ketanet.cli.options import (
+    AsJson,
+    Cluster,
+    Correction,
+    DirectionOption,
+    Directions,
+    Dtype,
+    MemoryLimit,
+    Out,
+    RadiusMm,
+    Rule,
+    RuleOption,
+    Signal,
+    SourceName,
+    SpaceOption,
+    Tail,
+    Workers,
+)
+from ketanet.cli.printing import print_facts, print_json
+from ketanet.errors import InputError
 
 app = typer.Typer(
     name="ketanet",
@@ -28,62 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Rule(StrEnum):
-    fcnm = "fcnm"
-    mm = "mm"
-
-
-class Signal(StrEnum):
-    mean = "mean"
-    mean_standardised = "mean_standardised"
-    pc1 = "pc1"
-
-
-class Tail(StrEnum):
-    positive = "positive"
-    two_sided = "two-sided"
-
-
-class Correction(StrEnum):
-    fdr_bh_positive = "fdr_bh_positive"
-    fdr_bh = "fdr_bh"
-    fdr_by = "fdr_by"
-    bonferroni = "bonferroni"
-    none = "none"
-
-
-class SourceName(StrEnum):
-    nifti = "nifti"
-    parcels = "parcels"
-
-
-class Dtype(StrEnum):
-    int16 = "int16"
-    float32 = "float32"
-
-
-Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
-Cluster = Annotated[
-    str,
-    typer.Option("--cluster", help="threads, processes, or the address of a Dask scheduler (tcp://host:port)."),
-]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads or processes; default: all cores.")]
-MemoryLimit = Annotated[
-    str | None, typer.Option("--memory-limit", help="Memory allowed, such as 8GiB; default: what the machine has free.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-RadiusMm = Annotated[float, typer.Option("--radius-mm", help="Sphere radius in mm.")]
-RuleOption = Annotated[Rule, typer.Option("--rule", help="fcnm: radius rounded to voxels, as published; mm: exact.")]
-DirectionOption = Annotated[
-    str | None, typer.Option("--direction", help="Direction of contrasts whose source does not say.")
-]
-Directions = Annotated[
-    str | None,
-    typer.Option("--directions", help="Directions allowed, such as up,down; default: increase,decrease."),
-]
-SpaceOption = Annotated[str | None, typer.Option("--space", help="MNI or Talairach, where the source does not say.")]
 
 
 @app.command()
@@ -100,7 +54,7 @@ def demo(
     with connect(cluster, workers=workers):
         result = run_demo(out)
     if as_json:
-        _print_json({"report": str(result.report), "truth": result.truth.to_dict("records")})
+        print_json({"report": str(result.report), "truth": result.truth.to_dict("records")})
         return
     print("\nPlanted networks and what was found:\n")
     print(result.truth.to_string(index=False, float_format="{:.2f}".format))
@@ -183,9 +137,9 @@ def info(cohort: Annotated[Path, typer.Argument(help="Cohort store.")], as_json:
 
     facts = cohort_info(open_cohort(cohort))
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
-        _print_facts(facts)
+        print_facts(facts)
 
 
 @app.command()
@@ -195,7 +149,7 @@ def verify(cohort: Annotated[Path, typer.Argument(help="Cohort store.")], as_jso
 
     report = verify_cohort(cohort)
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         for problem in report.problems:
             print(problem)
@@ -346,7 +300,7 @@ def run(
         folder = run_study(study, out, force=force, workers=connection.workers, memory_limit=_bytes(memory_limit))
     table = study_summary(folder)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "folder": str(folder),
                 "report": str(folder / "report.html"),
@@ -370,7 +324,7 @@ def plan(
 
     found = plan_study(study, workers=workers)
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         print(found.describe())
     found.require(_bytes(memory_limit))
@@ -397,9 +351,9 @@ def compare(
 
     found = asdict(compare_images(a, b))
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        _print_facts(found)
+        print_facts(found)
 
 
 @app.command()
@@ -422,70 +376,6 @@ def _root(
         raise typer.Exit
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Entry point of the ``ketanet`` command."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    with _plain_output(debug):
-        sys.exit(_exit_code(words, debug))
-
-
-def _exit_code(words: list[str], debug: bool) -> int:
-    try:
-        return int(app(words, standalone_mode=False) or 0)
-    except KeyboardInterrupt:
-        return _interrupted()
-    except Exception as error:
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            return _usage_error(error)
-        if type(error).__name__ == "Abort":
-            return _interrupted()
-        if debug:
-            raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, KetanetError):
-            print(f"error: {text}", file=sys.stderr)
-            return 2 if isinstance(error, InputError) else 1
-        print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
-        return 1
-
-
-def _interrupted() -> int:
-    print("stopped; run again to continue", file=sys.stderr)
-    return _INTERRUPTED
-
-
-def _usage_error(error: Any) -> int:
-    """A word on the command line that does not fit, in one line (a bare ``ketanet`` shows its help)."""
-    said = " ".join(str(error.format_message()).split())
-    if said and type(error).__name__ != "NoArgsIsHelpError":
-        print(f"error: {said} (--help lists what is allowed)", file=sys.stderr)
-    return 2
-
-
-@contextmanager
-def _plain_output(debug: bool) -> Iterator[None]:
-    """Warnings and progress as plain lines on stderr, each once."""
-
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if debug or issubclass(category, KetanetWarning):
-            print(f"warning: {message}", file=sys.stderr)
-
-    log, handler = logging.getLogger("ketanet"), logging.StreamHandler(sys.stderr)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    for name in ("distributed", "matplotlib", "nilearn", "asyncio"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        warnings.showwarning = show
-        try:
-            yield
-        finally:
-            log.removeHandler(handler)
-
-
 def _allowed(source: Path, directions: str | None) -> list[str] | None:
     """Directions that a source of seeds may have: those named, else the usual two for coordinates, any for images."""
     from ketanet.seeds import holds_images
@@ -499,31 +389,3 @@ def _bytes(text: str | None) -> int | None:
     from ketanet.planning import parse_size
 
     return None if text is None else parse_size(text)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(_without_nan(value), indent=2, default=str, allow_nan=False))
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN and infinity as null, which JSON has no other word for."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _print_facts(facts: dict[str, Any], indent: str = "") -> None:
-    width = max(len(name) for name in facts) if facts else 0
-    for name, value in facts.items():
-        if isinstance(value, dict) and value:
-            print(f"{indent}{name}")
-            _print_facts(value, indent + "  ")
-        else:
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            print(f"{indent}{name:<{width}}  {shown}")
-
-
-if __name__ == "__main__":
-    main()

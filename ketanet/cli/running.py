@@ -1,0 +1,79 @@
+"""Running a command: exit codes, errors in one line, warnings and progress on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from ketanet.cli.commands import app
+from ketanet.errors import InputError, KetanetError, KetanetWarning
+
+_INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of the ``ketanet`` command."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    with _plain_output(debug):
+        sys.exit(_exit_code(words, debug))
+
+
+def _exit_code(words: list[str], debug: bool) -> int:
+    try:
+        return int(app(words, standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        return _interrupted()
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            return _usage_error(error)
+        if type(error).__name__ == "Abort":
+            return _interrupted()
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, KetanetError):
+            print(f"error: {text}", file=sys.stderr)
+            return 2 if isinstance(error, InputError) else 1
+        print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _interrupted() -> int:
+    print("stopped; run again to continue", file=sys.stderr)
+    return _INTERRUPTED
+
+
+def _usage_error(error: Any) -> int:
+    """A word on the command line that does not fit, in one line (a bare ``ketanet`` shows its help)."""
+    said = " ".join(str(error.format_message()).split())
+    if said and type(error).__name__ != "NoArgsIsHelpError":
+        print(f"error: {said} (--help lists what is allowed)", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _plain_output(debug: bool) -> Iterator[None]:
+    """Warnings and progress as plain lines on stderr, each once."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if debug or issubclass(category, KetanetWarning):
+            print(f"warning: {message}", file=sys.stderr)
+
+    log, handler = logging.getLogger("ketanet"), logging.StreamHandler(sys.stderr)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    for name in ("distributed", "matplotlib", "nilearn", "asyncio"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = show
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
