@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from ketanet.errors import InputError
 from ketanet.files import disk_errors
 from ketanet.grid import Grid, VolumeGrid, grid_from_attrs, load_image
 from ketanet.kernels.clusters import drop_small
+
+log = logging.getLogger("ketanet")
 
 _TOUCH = 1e-9
 """Slack for shares such as 3/5 against 0.6, which floating point may put a hair below."""
@@ -183,6 +186,8 @@ def save_overlap(
             raise InputError(f"{maps[0]} holds the directions {', '.join(names)}; choose one with --direction")
         made = overlap(group, directions=[direction or names[0]], **settings).isel(direction=0).compute()
         grid = grid_from_attrs(group.attrs["grid"])
+        if not grid.has_extent:
+            log.info("extent: off, the grid holds parcels")
         probability, network = made["probability"].values, made["network"].values
     else:
         if direction is not None or cohort is not None:

@@ -534,3 +534,19 @@ def test_words_that_do_not_fit_are_one_line(refused, run, world: Path, tmp_path:
     flat = tmp_path / "flat.nii.gz"
     shutil.copy(tmp_path / "new" / "o.nii.gz", flat)
     assert json.loads(run("compare", flat, flat, "--json")[1])["spatial_r"] is None
+
+
+def test_overlap_on_parcels_says_that_the_extent_is_off(run, tmp_path: Path) -> None:
+    labels = np.arange(4 * 5 * 6).reshape(4, 5, 6) // 12 + 1
+    nib.save(nib.nifti1.Nifti1Image(labels.astype(np.int16), np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "atlas.nii.gz")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        table = rng.standard_normal((30, 10)) + rng.standard_normal((30, 1))
+        np.savetxt(tmp_path / f"s{number}.tsv", table, delimiter="\t")
+    words = ["--source", "parcels", "--atlas", tmp_path / "atlas.nii.gz", "--tr", "2"]
+    assert run("ingest", tmp_path, tmp_path / "c.zarr", *words)[0] == 0
+    (tmp_path / "c.csv").write_text("source_study,contrast,direction,space,x,y,z\na,b,increase,MNI,4,8,8\n")
+    assert run("map", tmp_path / "c.zarr", tmp_path / "c.csv", "--out", tmp_path / "g.zarr")[0] == 0
+    code, _, err = run("overlap", tmp_path / "g.zarr", "--out", tmp_path / "o.nii.gz")
+    assert code == 0
+    assert "extent: off, the grid holds parcels" in err

@@ -183,3 +183,15 @@ def test_off_means_off(volume: VolumeGrid) -> None:
     table = robustness_table(group, networks_of(group, SETTINGS), SETTINGS, leave_one_study_out=False)
     assert len(table) == 0
     assert list(table.columns) == ["cohort", "direction", "analysis", "parameter", "voxels", "dice", "spatial_r"]
+
+
+def test_dice_of_overlapping_apart_and_empty_networks() -> None:
+    a, b = np.array([True, True, True, False]), np.array([True, True, False, False])
+    empty, ones = np.zeros(4, bool), np.ones(4, np.int64)
+
+    def dice(first: np.ndarray, second: np.ndarray) -> float:
+        return compare_maps(first, second, first, second, ones).dice
+
+    assert dice(a, b) == pytest.approx(0.8) == pytest.approx(reference.dice(a, b, ones))
+    assert dice(a, ~a) == 0
+    assert np.isnan(dice(empty, empty))

@@ -16,7 +16,7 @@ from scipy import sparse, stats
 
 from ketanet.kernels import fisher
 from ketanet.kernels import moments as kernel_moments
-from ketanet.kernels.clusters import dice, drop_small, label_clusters
+from ketanet.kernels.clusters import drop_small, label_clusters
 from ketanet.kernels.fisher import LARGEST_ERROR, SMALL_R, add_deviations, fisher_z
 from ketanet.kernels.moments import TILE, Accumulator, Moments, Subject, correlate, merge, seed_signals, z_map
 from ketanet.kernels.rows import decode, quantise, regress_global, unit_rows
@@ -716,16 +716,6 @@ def test_an_empty_mask_has_no_cluster() -> None:
     assert not labels.any()
     assert len(sizes) == 0
     assert not drop_small(np.zeros((2, 3, 4), bool), 3, 18).any()
-
-
-def test_dice() -> None:
-    a, b = np.array([1, 1, 0, 1], bool), np.array([1, 0, 0, 1], bool)
-    assert dice(a, b) == pytest.approx(0.8) == pytest.approx(reference.dice(a, b, np.ones(4)))
-    assert dice(a, ~a) == 0
-    assert math.isnan(dice(a & False, b & False))
-
-
-# --- what kernels may know
 
 
 def test_kernels_import_no_plumbing() -> None:

@@ -36,9 +36,3 @@ def drop_small(mask: NDArray[np.bool_], min_cluster: int, connectivity: int) -> 
     """Keep the clusters of at least `min_cluster` voxels."""
     labels, sizes = label_clusters(mask, connectivity)
     return (labels > 0) & (labels <= int((sizes >= min_cluster).sum()))
-
-
-def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Dice coefficient 2 |a and b| / (|a| + |b|); NaN when both are empty (doi 10.2307/1932409)."""
-    total = int(a.sum()) + int(b.sum())
-    return float("nan") if total == 0 else 2.0 * int((a & b).sum()) / total
