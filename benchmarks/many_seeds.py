@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.apart import apart
 from benchmarks.common import Claim, Section
 from ketanet.kernels.fisher import has_fast_path
-from ketanet.kernels.moments import SEED_BLOCK, TILE, Accumulator, Subject
+from ketanet.kernels.moments import SEED_BLOCK, TILE, Accumulator, Moments, Subject
 from ketanet.kernels.rows import quantise, unit_rows
 
 QUICK = {"people": 8}
@@ -74,10 +74,13 @@ def _rates(seeds: int, voxels: int, frames: int, people: int) -> dict[str, float
     groups = -(-people // _GROUP)
     operations = 2.0 * seeds * voxels * frames * groups * _GROUP
 
+    total = Moments.zeros(seeds, voxels)
+
     def whole() -> None:
         accumulator = Accumulator(seeds, np.arange(voxels))
         for _ in range(groups):
             accumulator.add(*subjects)
+        accumulator.merge_into(total)
 
     tiles = [s.stored[a : a + TILE].astype(np.float32) for s in subjects for a in range(0, voxels, TILE)]
     product = min(_best(lambda size=size: _products(tiles, signals, size, groups)) for size in (SEED_BLOCK, 1024))  # type: ignore[misc]

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ketanet.batches import many_seeds
-    from ketanet.cohort import cohort_info, open_cohort, select, verify_cohort
+    from ketanet.cohort import cohort_info, open_cohort, select, verify_cohort, without_damaged
     from ketanet.compute import connect, open_results, save
     from ketanet.connectivity import seed_maps
     from ketanet.errors import InputError, KetanetError, KetanetWarning, StoreError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ketanet.study import load_study, run_demo, run_study
 
 _HOME = {
-    "cohort": ("cohort_info", "open_cohort", "select", "verify_cohort"),
+    "cohort": ("cohort_info", "open_cohort", "select", "verify_cohort", "without_damaged"),
     "compute": ("connect", "open_results", "save"),
     "connectivity": ("seed_maps",),
     "errors": ("InputError", "KetanetError", "KetanetWarning", "StoreError"),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ketanet import spec
 from ketanet.cohort import StoredRows
-from ketanet.compute import SUBJECTS_PER_TASK, available_cores, one_blas_thread
+from ketanet.compute import available_cores, one_blas_thread
 from ketanet.connectivity import GROUP, pass_key, source_of
 from ketanet.errors import InputError
 from ketanet.files import disk_errors
@@ -31,6 +31,9 @@ from ketanet.partials import SUFFIX, is_whole, read_partial, write_partial
 
 SUMS_BYTES = 400 * 2**20
 """Memory of one task's sums: 28 bytes a seed and voxel of its column of chunks."""
+
+_BETWEEN_MERGES = 64
+"""People whose z are summed in float32 before they are merged into the moments in float64."""
 
 Reduce = Callable[[NDArray[np.float32], NDArray[np.int32]], Mapping[str, NDArray[Any]]]
 
@@ -66,7 +69,7 @@ def many_seeds(
     signal : str
         Seed signal; see :func:`ketanet.seed_maps`.
     batch : int, optional
-        Seeds a batch; default from memory (a multiple of 128). Results do not depend on it beyond 1e-6.
+        Seeds a batch; default from memory (a multiple of 256). Results do not depend on it beyond 1e-6.
 
     Yields
     ------
@@ -170,9 +173,9 @@ def _column_t(
     total = Moments.zeros(n_seeds, len(targets))
     buffers = [np.empty((1, *stored.buffer_shape[1:]), stored.dtype) for _ in rows[:GROUP]]
     with one_blas_thread():
-        for start in range(0, len(rows), SUBJECTS_PER_TASK):
+        for start in range(0, len(rows), _BETWEEN_MERGES):
             accumulator = Accumulator(n_seeds, targets)
-            last = min(start + SUBJECTS_PER_TASK, len(rows))
+            last = min(start + _BETWEEN_MERGES, len(rows))
             for first in range(start, last, GROUP):
                 group = [
                     Subject(

@@ -19,7 +19,7 @@ import zarr
 from dask.delayed import Delayed
 from threadpoolctl import ThreadpoolController
 
-from ketanet.errors import InputError, StoreError
+from ketanet.errors import InputError, KetanetError, StoreError
 from ketanet.files import new_folder
 from ketanet.progress import PassProgress
 from ketanet.spec import SCHEMA_VERSION
@@ -28,6 +28,10 @@ SUBJECTS_PER_TASK = 16
 _SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "inproc")
 MAX_TASKS = 4000
 FAN_IN = 4  # parts that one task merges: a third of the tasks of a pairwise tree
+
+_LOST_WORKER_SECONDS = 600
+"""How long a worker process that died may take to be back. Dask gives it up for good after 15 s, which a slow or
+busy disk exceeds; with the last one given up, a computation would wait for ever."""
 
 
 class _Closable(Protocol):
@@ -116,12 +120,23 @@ def connect(where: str = "threads", *, workers: int | None = None) -> Connection
 def _connect_processes(count: int) -> Connection:
     from distributed import Client, LocalCluster
 
-    # spawn, because zarr's event loop does not survive a fork
-    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
-        cluster = LocalCluster(
-            n_workers=count, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, silence_logs=40
-        )
-    return Connection("processes", count, [cluster, Client(cluster)])
+    patience = _Setting(**{"distributed.deploy.lost-worker-timeout": f"{_LOST_WORKER_SECONDS} s"})
+    try:
+        # spawn, because zarr's event loop does not survive a fork
+        with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address=None,
+                # the scheduler serves its state over HTTP all the same: any port, so that two runs get along, and here
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                silence_logs=40,
+            )
+    except RuntimeError as error:
+        patience.close()
+        raise KetanetError(f"the worker processes could not be started ({error}); run again") from error
+    return Connection("processes", count, [patience, cluster, Client(cluster)])
 
 
 def _connect_address(address: str) -> Connection:

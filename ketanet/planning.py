@@ -169,7 +169,7 @@ def _one_pass(size: PassSize) -> dict[str, int]:
     sums = 12 * size.seeds * size.targets
     group = min(GROUP, size.people)
     reading = group * (size.row_bytes + 4 * TILE * size.frames + 4 * size.seeds * size.frames)
-    sweep = 8 * TILE * min(SEED_BLOCK, size.seeds)
+    sweep = 4 * (group + 3) * TILE * min(SEED_BLOCK, size.seeds)  # products of a group, temporaries of z
     finishing = 2 * SEEDS_PER_BLOCK * size.voxels * (_STORED_BYTES + 24)
     task = max(reading + sums + sweep, sums + 2 * one, 2 * one, finishing)
     waiting = one * ((FAN_IN - 1) * levels + 1)

@@ -17,6 +17,7 @@ from ketanet.compute import connect
 from ketanet.errors import InputError
 from ketanet.grid import VolumeGrid
 from ketanet.group import one_sample
+from ketanet.kernels.moments import SEED_BLOCK
 from ketanet.seeds.build import Seed, seeds_dataset
 
 PEOPLE, SEEDS = 37, 300
@@ -144,8 +145,8 @@ def test_finished_batches_are_found_again(cohort: xr.Dataset, weights: sparse.cs
 def test_a_batch_fits_the_memory_it_may_take() -> None:
     for targets in (200, 35_000, 230_000, 5_000_000):
         size = ketanet.batches._batch_size(targets)
-        assert size % 128 == 0
-        assert size == 128 or 28 * targets * size <= ketanet.batches.SUMS_BYTES
+        assert size % SEED_BLOCK == 0
+        assert size == SEED_BLOCK or 28 * targets * size <= ketanet.batches.SUMS_BYTES
 
 
 def test_bad_input(cohort: xr.Dataset, weights: sparse.csr_array, tmp_path: Path) -> None:

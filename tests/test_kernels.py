@@ -375,14 +375,14 @@ def test_deviations_are_added_to_float64_sums(either_path: str, seeds: int) -> N
     weight = (rng.random(voxels) < 0.7).astype(np.float32)
     for own in (np.ones(voxels, np.float32), weight):
         zero, total, squares = (np.zeros(r.shape, np.float32) for _ in range(3))
-        add_deviations(r.copy(), own, zero, total, squares)
+        add_deviations(r[None].copy(), own[None], zero, total, squares)
         error = np.abs(total - exact * own[:, None])
         # one rounding of 1 - r in float32 moves z by as much near the limit
         bound = LARGEST_ERROR * np.maximum(1, np.abs(exact))
         assert (error <= bound).all(), either_path
         np.testing.assert_allclose(squares, (exact * own[:, None]) ** 2, atol=1e-6, rtol=2e-6)
         origin = rng.normal(0, 0.3, r.shape).astype(np.float32)
-        add_deviations(r.copy(), own, origin, total, squares)
+        add_deviations(r[None].copy(), own[None], origin, total, squares)
         wanted = (2 * exact - origin) * own[:, None]
         np.testing.assert_allclose(total, wanted, atol=2e-6)
         assert not total[own == 0].any()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ketanet import __version__
+from ketanet.cli.connecting import connected
 from ketanet.cli.options import (
     AsJson,
     Cluster,
@@ -22,12 +22,13 @@ from ketanet.cli.options import (
     Rule,
     RuleOption,
     Signal,
+    SkipBad,
     SourceName,
     SpaceOption,
     Tail,
     Workers,
 )
-from ketanet.cli.printing import print_facts, print_json
+from ketanet.cli.printing import print_facts, print_json, print_left_out
 from ketanet.errors import InputError
 
 app = typer.Typer(
@@ -48,10 +49,9 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Everything, on a small cohort made on the spot, checked against the networks planted in it."""
-    from ketanet.compute import connect
     from ketanet.study import run_demo
 
-    with connect(cluster, workers=workers):
+    with connected(cluster, workers):
         result = run_demo(out)
     if as_json:
         print_json({"report": str(result.report), "truth": result.truth.to_dict("records")})
@@ -73,11 +73,10 @@ def simulate(
 ) -> None:
     """Make a cohort with planted networks."""
     from ketanet.cohort import grid_from_path
-    from ketanet.compute import connect
     from ketanet.simulate import simulate_cohort
 
     grid = None if like is None else grid_from_path(like)
-    with connect(cluster, workers=workers):
+    with connected(cluster, workers):
         print(simulate_cohort(cohort, subjects=subjects, grid=grid, frames=frames, seed=seed))
 
 
@@ -105,7 +104,6 @@ def ingest(
 ) -> None:
     """Make a cohort store from images or parcel time series."""
     from ketanet.cohort import open_cohort
-    from ketanet.compute import connect
     from ketanet.ingest import NiftiSource, ParcelSource, ingest_cohort
 
     reader = (
@@ -113,7 +111,7 @@ def ingest(
         if source is SourceName.nifti
         else ParcelSource(path, atlas=atlas, pattern=pattern, tr=tr)
     )
-    with connect(cluster, workers=workers):
+    with connected(cluster, workers):
         store = ingest_cohort(
             reader,
             cohort,
@@ -125,8 +123,7 @@ def ingest(
             skip_bad=skip_bad,
         )
     made = open_cohort(store)
-    for subject, why in made.attrs["provenance"]["skipped"].items():
-        print(f"left out {subject}: {why}", file=sys.stderr)
+    print_left_out(made.attrs["provenance"]["skipped"])
     print(f"{store}: {made.sizes['subject']} subjects, {made.sizes['voxel']:,} grid elements")
 
 
@@ -201,13 +198,14 @@ def map_(
     directions: Directions = None,
     direction: DirectionOption = None,
     space: SpaceOption = None,
+    skip_bad: SkipBad = False,
     cluster: Cluster = "threads",
     workers: Workers = None,
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Map every contrast in a cohort: connectivity of its seed, tested over people."""
-    from ketanet.cohort import open_cohort, select
-    from ketanet.compute import connect, save
+    from ketanet.cohort import open_cohort, select, without_damaged
+    from ketanet.compute import save
     from ketanet.group import one_sample
     from ketanet.partials import partials_beside
     from ketanet.planning import plan
@@ -223,6 +221,10 @@ def map_(
         direction=direction,
         space=space,
     )
+    left_out: dict[str, str] = {}
+    if skip_bad:
+        people, left_out = without_damaged(people)
+        print_left_out(left_out)
     group = one_sample(
         people,
         made,
@@ -233,7 +235,9 @@ def map_(
         alpha=alpha,
         partials=partials_beside(out),
     )
-    with connect(cluster, workers=workers) as connection:
+    if skip_bad:
+        group.attrs["left_out"] = left_out
+    with connected(cluster, workers) as connection:
         plan(group, workers=connection.workers).require(_bytes(memory_limit))
         save(group, out)
     print(f"{out}: {made.sizes['seed']} contrasts in {people.sizes['subject']} people")
@@ -287,17 +291,24 @@ def run(
     study: Annotated[Path, typer.Argument(help="study.toml")],
     out: Out,
     force: Annotated[bool, typer.Option("--force", help="Replace another study's results in the folder.")] = False,
+    skip_bad: SkipBad = False,
     cluster: Cluster = "threads",
     workers: Workers = None,
     memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a study through all stages. Run again to resume: only what is missing or changed is computed."""
-    from ketanet.compute import connect
     from ketanet.study import run_study, study_summary
 
-    with connect(cluster, workers=workers) as connection:
-        folder = run_study(study, out, force=force, workers=connection.workers, memory_limit=_bytes(memory_limit))
+    with connected(cluster, workers) as connection:
+        folder = run_study(
+            study,
+            out,
+            force=force,
+            skip_bad=skip_bad,
+            workers=connection.workers,
+            memory_limit=_bytes(memory_limit),
+        )
     table = study_summary(folder)
     if as_json:
         print_json(

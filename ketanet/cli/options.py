@@ -52,6 +52,10 @@ Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads o
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", help="Memory allowed, such as 8GiB; default: what the machine has free.")
 ]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Leave out people whose stored chunks are damaged or missing; all are read once."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 RadiusMm = Annotated[float, typer.Option("--radius-mm", help="Sphere radius in mm.")]
 RuleOption = Annotated[Rule, typer.Option("--rule", help="fcnm: radius rounded to voxels, as published; mm: exact.")]

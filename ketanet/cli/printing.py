@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 
@@ -18,6 +19,11 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_left_out(people: dict[str, str]) -> None:
+    for subject, why in people.items():
+        print(f"left out {subject}: {why}", file=sys.stderr)
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from ketanet.cli.commands import app
 from ketanet.errors import InputError, KetanetError, KetanetWarning
 
 _INTERRUPTED = 130
+_RESUMABLE = ("ingest", "map", "run")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -26,14 +28,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _exit_code(words: list[str], debug: bool) -> int:
     try:
-        return int(app(words, standalone_mode=False) or 0)
+        code = int(app(words, standalone_mode=False) or 0)
+        return _interrupted(words) if code == _INTERRUPTED else code
     except KeyboardInterrupt:
-        return _interrupted()
+        return _interrupted(words)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             return _usage_error(error)
         if type(error).__name__ == "Abort":
-            return _interrupted()
+            return _interrupted(words)
         if debug:
             raise
         text = " ".join(str(error).split()) or type(error).__name__
@@ -44,8 +47,12 @@ def _exit_code(words: list[str], debug: bool) -> int:
         return 1
 
 
-def _interrupted() -> int:
-    print("stopped; run again to continue", file=sys.stderr)
+def _interrupted(words: list[str]) -> int:
+    resumable = bool(words) and words[0] in _RESUMABLE
+    kept = "; finished parts are kept, the same command goes on from there" if resumable else ""
+    print(f"stopped{kept}", file=sys.stderr)
+    # tasks under way end first; who does not want to wait for them presses again
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     return _INTERRUPTED
 
 
@@ -68,8 +75,10 @@ def _plain_output(debug: bool) -> Iterator[None]:
     log, handler = logging.getLogger("ketanet"), logging.StreamHandler(sys.stderr)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    for name in ("distributed", "matplotlib", "nilearn", "asyncio"):
+    for name in ("distributed", "matplotlib", "nilearn"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # what a computation that was stopped left unasked is logged as an error with its traceback
+    logging.getLogger("asyncio").setLevel(logging.ERROR if debug else logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = show

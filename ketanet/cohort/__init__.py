@@ -3,7 +3,7 @@
 from ketanet.cohort.filling import Series, fill
 from ketanet.cohort.reading import StoredRows, grid_from_path, open_cohort
 from ketanet.cohort.selection import select
-from ketanet.cohort.verifying import Problem, Verification, cohort_info, verify_cohort
+from ketanet.cohort.verifying import Problem, Verification, cohort_info, verify_cohort, without_damaged
 from ketanet.cohort.writing import CohortPlan, CohortWriter, Subject
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "open_cohort",
     "select",
     "verify_cohort",
+    "without_damaged",
 ]

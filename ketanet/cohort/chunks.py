@@ -18,7 +18,7 @@ from zarr.storage import LocalStore
 
 
 class ChunkError(Exception):
-    """A chunk is missing, short, or its checksum is wrong."""
+    """A chunk is missing, short, unreadable, or its checksum is wrong."""
 
 
 def plain_folder(array: zarr.Array[Any]) -> Path | None:
@@ -36,7 +36,7 @@ def read_plain(folder: Path, key: str, out: NDArray[Any]) -> None:
     Raises
     ------
     ChunkError
-        The chunk is missing, too short or long, or its checksum is wrong.
+        The chunk is missing, cannot be read, is too short or long, or its checksum is wrong.
     """
     view = memoryview(out.data).cast("B")
     try:
@@ -47,6 +47,8 @@ def read_plain(folder: Path, key: str, out: NDArray[Any]) -> None:
             tail = file.read(5)
     except FileNotFoundError:
         raise ChunkError("missing") from None
+    except OSError as error:
+        raise ChunkError(f"unreadable ({error.strerror})") from None
     if done != len(view) or len(tail) != 4:
         raise ChunkError("corrupted (its length is wrong)")
     if crc32c.crc32c(view, gil_release_mode=1) != int.from_bytes(tail, "little"):

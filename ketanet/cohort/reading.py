@@ -20,8 +20,6 @@ from ketanet.errors import StoreError
 from ketanet.grid import Grid, grid_from_attrs, load_grid
 from ketanet.kernels.rows import decode
 
-_NORM_ROWS = 256  # rows of bold_norm per lazy block: 256 x 70,000 x 4 bytes = 72 MB
-
 
 class StoredRows:
     """Rows of one cohort store, as stored. Holds only its address and the digest of its content: a few bytes a task."""
@@ -151,7 +149,10 @@ class StoredRows:
         return f"{self.address}: subject {names[row]!s}"
 
 
-_ADVICE = "restore the store from a copy or ingest it again ('ketanet verify' lists every bad chunk)"
+_ADVICE = (
+    "restore the store from a copy or ingest it again ('ketanet verify' lists every bad chunk); "
+    "--skip-bad (in Python ketanet.without_damaged) leaves such people out"
+)
 
 
 @lru_cache(maxsize=64)
@@ -247,7 +248,8 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
     )
     dataset["bold_norm"] = (
         ("subject", "voxel"),
-        da.from_array(_Lazy(rows, "bold_norm", norm.shape), (_NORM_ROWS, -1), f"bold-norm-{token}", asarray=False),
+        # a subject a block (70,000 x 4 bytes: 280 kB), so that a damaged one spoils nobody else's
+        da.from_array(_Lazy(rows, "bold_norm", norm.shape), (1, -1), f"bold-norm-{token}", asarray=False),
         spec.attrs_of("cohort", "bold_norm"),
     )
     dataset = dataset.assign_coords(row=("subject", np.arange(bold.shape[0])))

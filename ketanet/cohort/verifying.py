@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ketanet import spec
 from ketanet.cohort.reading import StoredRows, open_cohort
 from ketanet.compute import available_cores
-from ketanet.errors import StoreError
+from ketanet.errors import InputError, KetanetWarning, StoreError
 from ketanet.grid import grid_from_attrs
 from ketanet.kernels.rows import decode
+from ketanet.progress import counted
 
 _NORM_TOLERANCE = 1e-3
+_NAMED = 3  # people in a warning, chunks in a reason
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,81 @@ def verify_cohort(path: str | os.PathLike[str]) -> Verification:
     flat = {name: n for name, (_, n) in zip(names, found, strict=True) if n}
     chunks = len(names) * (len(rows.chunks_of_voxels()) + 1)
     return Verification([p for problems, _ in found for p in problems], len(names), chunks, flat)
+
+
+def without_damaged(cohort: xr.Dataset) -> tuple[xr.Dataset, dict[str, str]]:
+    """Subjects of a cohort whose every stored chunk is there and is what was written.
+
+    Every chunk of these subjects is read once, on threads of this process, and its checksum compared; values are not
+    looked at (see :func:`verify_cohort`).
+
+    Parameters
+    ----------
+    cohort : xarray.Dataset
+        As :func:`ketanet.open_cohort` gives it, or a selection of its subjects.
+
+    Returns
+    -------
+    cohort : xarray.Dataset
+        The sound subjects, in their order: a lazy view; the cohort itself when nothing is damaged.
+    left_out : dict of str to str
+        What is wrong, by subject left out. A :class:`ketanet.KetanetWarning` names the first of them.
+
+    Raises
+    ------
+    InputError
+        The cohort is not an opened store.
+    StoreError
+        The store was replaced or removed since it was opened.
+
+    Examples
+    --------
+    >>> cohort, left_out = without_damaged(open_cohort("healthy.zarr"))  # doctest: +SKIP
+    >>> left_out  # doctest: +SKIP
+    {'sub-03': 'bold 2/0/0: corrupted (its checksum is wrong)'}
+    """
+    spec.validate(cohort, "cohort")
+    if "store" not in cohort.attrs or "row" not in cohort.coords:
+        raise InputError("the cohort is not an opened store; open it with ketanet.open_cohort")
+    rows = StoredRows(str(cohort.attrs["store"]), str(cohort.attrs["content"]))
+    rows.require_content()
+    numbers = [int(row) for row in cohort["row"].values]
+    damage = []
+    with counted("checking", len(numbers)) as step, ThreadPoolExecutor(available_cores()) as pool:
+        for found in pool.map(lambda row: _damage(rows, row), numbers):
+            damage.append(found)
+            step(1, rows.row_bytes)
+    names = [str(name) for name in cohort["subject"].values]
+    left_out = {name: found for name, found in zip(names, damage, strict=True) if found}
+    if not left_out:
+        return cohort, {}
+    warnings.warn(
+        f"{cohort.attrs['store']}: {len(left_out)} of {len(names)} people are left out, their chunks are damaged or "
+        f"missing: {_first(list(left_out), ', ')}",
+        KetanetWarning,
+        stacklevel=2,
+    )
+    return cohort.isel(subject=[position for position, found in enumerate(damage) if not found]), left_out
+
+
+def _damage(rows: StoredRows, row: int) -> str:
+    """What is wrong with the chunks of a subject; empty when nothing is."""
+    found = []
+    buffer = np.empty((1, *rows.buffer_shape[1:]), rows.dtype)
+    reads: dict[str, Callable[[], Any]] = {f"bold_norm {row}/0": partial(rows.norm, row)}
+    for number, voxels in enumerate(rows.chunks_of_voxels()):
+        reads[f"bold {row}/{number}/0"] = partial(rows.bold, row, voxels, out=buffer)
+    for chunk, read in reads.items():
+        try:
+            read()
+        except StoreError as error:
+            found.append(f"{chunk}: {_reason(error)}")
+    return _first(found, "; ")
+
+
+def _first(words: list[str], separator: str) -> str:
+    more = len(words) - _NAMED
+    return separator.join(words[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_subject(rows: StoredRows, row: int, name: str, n_time: int) -> tuple[list[Problem], int]:

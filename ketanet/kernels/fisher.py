@@ -29,11 +29,8 @@ POLYNOMIAL = (
 )
 """artanh(r) / r in powers of r^2 for |r| <= 0.6, least largest relative error: 2.7e-8 before rounding to float32."""
 
-_STEP = 64
-"""Elements checked together for the logarithm: short, since one large r in them costs a scalar sweep."""
-
 _SWEEP = 1024
-"""Elements that go through all sweeps together: 4 KB of z, which stay in the L1 cache."""
+"""Elements that go through all sweeps together: z and sums of so few stay in the L1 cache."""
 
 LARGEST_ERROR = 2.5e-7
 """Of z, relative to max(1, |z|), on either path; tested over all of (-1, 1)."""
@@ -54,28 +51,31 @@ def fisher_z(r: Float32) -> Float32:
 
 
 def add_deviations(r: Float32, weight: Float32, origin: Float32, total: Float32, squares: Float32) -> None:
-    """Add ``(z - origin) * weight`` and its square to the sums, in place.
+    """Add ``(z - origin) * weight`` and its square to the sums, in place, one subject after the other.
 
     Parameters
     ----------
-    r : float32 array (voxel, seed)
-        Correlations of one subject, no NaN.
-    weight : float32 array (voxel,)
+    r : float32 array (subject, voxel, seed)
+        Correlations, no NaN.
+    weight : float32 array (subject, voxel)
         1 where the subject has signal, else 0.
     origin, total, squares : float32 arrays (voxel, seed)
         All C-contiguous.
     """
+    whole: NDArray[np.bool_] = np.asarray(weight.all(axis=1))
     compiled = _compiled()
     if compiled is not None:
-        compiled(*(a.reshape(-1) for a in (r, origin, total, squares)), weight, r.shape[1], bool(weight.all()))
+        sums = (a.reshape(-1) for a in (origin, total, squares))
+        compiled(r.reshape(len(r), -1), *sums, weight, whole, r.shape[2])
         return
-    z = fisher_z(r)
-    z -= origin
-    if not weight.all():
-        z *= weight[:, None]
-    total += z
-    np.multiply(z, z, out=z)
-    squares += z
+    for own, one_weight, one_whole in zip(r, weight, whole, strict=True):
+        z = fisher_z(own)
+        z -= origin
+        if not one_whole:
+            z *= one_weight[:, None]
+        total += z
+        np.multiply(z, z, out=z)
+        squares += z
 
 
 def has_fast_path() -> bool:
@@ -99,38 +99,42 @@ def _compile() -> Callable[..., None] | None:
         return None
     c0, c1, c2, c3, c4, c5, c6 = (np.float32(c) for c in POLYNOMIAL)
     small, limit = np.float32(SMALL_R**2), np.float32(R_LIMIT)
-    half, one = np.float32(0.5), np.float32(1.0)
+    half, one, none = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 
-    def kernel(r: Any, origin: Any, total: Any, squares: Any, weight: Any, n_seeds: Any, all_present: Any) -> None:
-        step = max(1, _SWEEP // n_seeds)
-        z = np.empty(step * n_seeds, np.float32)
-        for first in range(0, len(weight), step):
-            last = min(first + step, len(weight))
-            start, size = first * n_seeds, (last - first) * n_seeds
-            for i in range(size):
-                x = r[start + i]
-                u = x * x
-                z[i] = x * (c0 + u * (c1 + u * (c2 + u * (c3 + u * (c4 + u * (c5 + u * c6))))))
-            for i in range(size):
-                x = r[start + i]
-                if x * x > small:
-                    x = min(max(x, -limit), limit)
-                    z[i] = half * np.log((one + x) / (one - x))
-            if all_present:
-                for i in range(size):
-                    d = z[i] - origin[start + i]
-                    total[start + i] += d
-                    squares[start + i] += d * d
-            else:
-                for v in range(first, last):
-                    w = weight[v]
-                    for k in range(v * n_seeds, (v + 1) * n_seeds):
-                        d = (z[k - start] - origin[k]) * w
-                        total[k] += d
-                        squares[k] += d * d
+    def kernel(r: Any, origin: Any, total: Any, squares: Any, weight: Any, whole: Any, n_seeds: Any) -> None:
+        step = max(1, _SWEEP // n_seeds) * n_seeds
+        z = np.empty(step, np.float32)
+        for start in range(0, len(origin), step):
+            stop = min(start + step, len(origin))
+            o, t, q = origin[start:stop], total[start:stop], squares[start:stop]
+            for subject in range(len(r)):
+                own = r[subject, start:stop]
+                large = none
+                for i in range(len(own)):
+                    x = own[i]
+                    u = x * x
+                    z[i] = x * (c0 + u * (c1 + u * (c2 + u * (c3 + u * (c4 + u * (c5 + u * c6))))))
+                    large += one if u > small else none
+                if large > none:
+                    for i in range(len(own)):
+                        x = own[i]
+                        if x * x > small:
+                            x = min(max(x, -limit), limit)
+                            z[i] = half * np.log((one + x) / (one - x))
+                if whole[subject]:
+                    for i in range(len(own)):
+                        d = z[i] - o[i]
+                        t[i] += d
+                        q[i] += d * d
+                else:
+                    first = start // n_seeds
+                    for i in range(len(own)):
+                        d = (z[i] - o[i]) * weight[subject, first + i // n_seeds]
+                        t[i] += d
+                        q[i] += d * d
 
-    f = numba.float32[::1]
-    signature = numba.void(f, f, f, f, f, numba.int64, numba.boolean)
+    f, g = numba.float32[::1], numba.float32[:, ::1]
+    signature = numba.void(g, f, f, f, g, numba.boolean[::1], numba.int64)
     flags = {"nsz", "nnan", "contract", "reassoc"}  # r is never NaN here
     try:
         return numba.njit([signature], nogil=True, cache=True, fastmath=flags)(kernel)

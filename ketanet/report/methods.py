@@ -73,9 +73,17 @@ def _cohorts(results: Results) -> str:
         about = facts.get("provenance", {})
         parts.append(
             f"Cohort {name} ({facts['role']}): {count(facts['subjects'], 'person')}{chosen}; {frames} frames of "
-            f"resting-state BOLD a person, repetition time {tr} s. {about.get('methods', '')}".rstrip()
+            f"resting-state BOLD a person, repetition time {tr} s.{_left_out(facts)} "
+            f"{about.get('methods', '')}".rstrip()
         )
     return " ".join([*parts, f"Grid: {results.provenance['grid']['description']}."])
+
+
+def _left_out(facts: dict[str, Any]) -> str:
+    many = len(facts.get("left_out", ()))
+    if not many:
+        return ""
+    return f" {count(many, 'person')} {'was' if many == 1 else 'were'} left out for damaged or missing files."
 
 
 def _seeds(results: Results) -> str:

@@ -28,7 +28,19 @@ def sentence(results: Results) -> str:
 
 def warnings_of(results: Results) -> list[str]:
     """What a reader must know before trusting the networks, one line each; empty when there is nothing."""
-    return [*_of_directions(results), *_of_coordinates(results), *_of_networks(results)]
+    return [*_of_people(results), *_of_directions(results), *_of_coordinates(results), *_of_networks(results)]
+
+
+def _of_people(results: Results) -> list[str]:
+    lines = []
+    for name, facts in results.provenance["cohorts"].items():
+        lost = list(facts.get("left_out", {}))
+        if lost:
+            lines.append(
+                f"Cohort {name} is without {count(len(lost), 'person')} of {facts['subjects'] + len(lost):,}, whose "
+                f"stored files are damaged or missing: {listed(lost, most=_SHOWN)}."
+            )
+    return lines
 
 
 def _of_directions(results: Results) -> list[str]:

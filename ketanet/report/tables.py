@@ -170,6 +170,19 @@ def contrasts_table(results: Results) -> Table:
     )
 
 
+def left_out_table(results: Results) -> Table | None:
+    """People left out for damaged or missing files, with what is wrong; None when there are none."""
+    rows = [
+        [name, subject, reason]
+        for name, facts in results.provenance["cohorts"].items()
+        for subject, reason in facts.get("left_out", {}).items()
+    ]
+    head = ["cohort", "person", "what is wrong"]
+    return (
+        Table("People left out, and what is wrong with their stored chunks", head, rows, tuple(head)) if rows else None
+    )
+
+
 def fingerprints_table(results: Results) -> Table:
     """What identifies the inputs and the software of the run."""
     facts = results.provenance

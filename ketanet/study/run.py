@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import os
 import platform
 import shutil
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,20 +18,19 @@ import pandas as pd
 import xarray as xr
 
 from ketanet import __version__, labelling, spec
-from ketanet.cohort import open_cohort, select
 from ketanet.compute import open_results, save, save_all
 from ketanet.connectivity import seed_maps
-from ketanet.errors import InputError, KetanetWarning
 from ketanet.files import disk_errors, write_table, write_text
-from ketanet.grid import Grid, grid_from_attrs, require_same_grid
+from ketanet.grid import grid_from_attrs
 from ketanet.group import SEEDS_PER_BLOCK, one_sample, threshold
 from ketanet.inference import robustness_table
 from ketanet.networks import overlap
 from ketanet.partials import FOLDER as PARTIALS
 from ketanet.planning import Plan, calibrate, plan
 from ketanet.report import write_report
-from ketanet.seeds import holds_images, read_coordinates, seeds_from_coordinates, seeds_from_images, seeds_table
+from ketanet.seeds import seeds_table
 from ketanet.seeds.stack import stack_seeds
+from ketanet.study.inputs import Inputs, open_inputs, refuse_inputs_inside
 from ketanet.study.ledger import Ledger, claim, digest
 from ketanet.study.outputs import CONTENTS, write_maps
 from ketanet.study.settings import Study, load_study
@@ -42,36 +39,12 @@ log = logging.getLogger("ketanet")
 _TABLES = ("tables/canonical.tsv", "tables/clusters.tsv", "tables/robustness.tsv")
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Everything a run stands on, opened and checked before anything is computed."""
-
-    study: Study
-    cohorts: dict[str, xr.Dataset]
-    grid: Grid
-    seeds: dict[float | None, xr.Dataset]
-    atlas: xr.Dataset
-
-    @property
-    def main(self) -> xr.Dataset:
-        return next(iter(self.seeds.values()))
-
-    @property
-    def directions(self) -> list[str]:
-        """Directions of the study that have a contrast, in the study's order."""
-        present = set(self.main["direction"].values)
-        return [d for d in self.study.directions if d in present]
-
-    @property
-    def overlap_settings(self) -> dict[str, Any]:
-        return self.study.network.model_dump() | {"directions": self.directions}
-
-
 def run_study(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     force: bool = False,
+    skip_bad: bool = False,
     workers: int | None = None,
     memory_limit: int | None = None,
 ) -> Path:
@@ -85,6 +58,9 @@ def run_study(
         Folder for the results.
     force : bool
         Use a folder that holds another study's results; they are removed.
+    skip_bad : bool
+        Leave out people whose stored chunks are damaged or missing; every chunk is read once more for that. The report
+        names them.
     workers : int, optional
         Tasks side by side, for the memory that is needed; default: the CPU cores this process may use.
     memory_limit : int, optional
@@ -101,9 +77,11 @@ def run_study(
         Something in the study cannot be used, or more memory is needed than allowed; nothing is computed then.
     """
     study = load_study(path)
-    inputs = _open(study)
+    inputs = open_inputs(study)
     folder = Path(out)
-    _refuse_inputs_inside(study, Path(path), folder)
+    refuse_inputs_inside(study, Path(path), folder)
+    if skip_bad:
+        inputs = inputs.without_damaged()
     description = {
         "Name": study.name,
         "BIDSVersion": "1.10.0",
@@ -137,7 +115,7 @@ def plan_study(path: str | os.PathLike[str], *, workers: int | None = None, meas
     InputError
         Something in the study cannot be used.
     """
-    inputs = _open(load_study(path))
+    inputs = open_inputs(load_study(path))
     passes = _passes(inputs, _test_settings(inputs.study), None)
     found = plan(list(passes.values()), workers=workers)
     if not measured:
@@ -176,87 +154,7 @@ def study_summary(folder: str | os.PathLike[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _open(study: Study) -> _Inputs:
-    cohorts: dict[str, xr.Dataset] = {}
-    grid: Grid | None = None
-    # the discovery cohort first: the others are compared with it
-    for name, settings in sorted(study.cohorts.items(), key=lambda item: item[1].role == "replication"):
-        cohort = open_cohort(settings.store)
-        own = grid_from_attrs(cohort.attrs["grid"])
-        if grid is None:
-            grid, first = own, name
-        require_same_grid(grid, own, f"cohort {first!r}", f"cohort {name!r}")
-        cohorts[name] = select(cohort, settings.where)
-        if cohorts[name].sizes["subject"] < 3:
-            raise InputError(
-                f"cohort {name!r} has {cohorts[name].sizes['subject']} subjects; a group test needs at least 3"
-            )
-    assert grid is not None
-    _warn_shared_people(cohorts)
-    if study.group.mask:
-        grid.read_mask(study.group.mask)
-    seeds = _seeds(study, grid)
-    return _Inputs(study, cohorts, grid, seeds, labelling.atlas(study.labels.atlas, grid))
-
-
-def _warn_shared_people(cohorts: Mapping[str, xr.Dataset]) -> None:
-    """A second cohort of the same people replicates nothing."""
-    for (a, first), (b, second) in itertools.combinations(cohorts.items(), 2):
-        shared = set(map(str, first["subject"].values)) & set(map(str, second["subject"].values))
-        if first.attrs["content"] == second.attrs["content"] and shared:
-            warnings.warn(
-                f"cohorts {a!r} and {b!r} share {len(shared)} people; agreement between them is no replication",
-                KetanetWarning,
-                stacklevel=2,
-            )
-
-
-def _refuse_inputs_inside(study: Study, source: Path, folder: Path) -> None:
-    """Results never go where an input lies."""
-    atlas = study.labels.atlas if isinstance(study.labels.atlas, list) else [study.labels.atlas]
-    files = [str(source), study.coordinates, study.group.mask, *(c.store for c in study.cohorts.values())]
-    files += [entry.get("file") if isinstance(entry, dict) else entry for entry in atlas]
-    for file in files:
-        if file and folder.absolute() in (Path(file).absolute(), *Path(file).absolute().parents):
-            raise InputError(f"{file} lies inside the results folder {folder}; choose another folder")
-
-
-def _seeds(study: Study, grid: Grid) -> dict[float | None, xr.Dataset]:
-    """Seeds of the main radius first, then of the radii of the robustness analysis."""
-    settings = study.seeds
-    if holds_images(study.coordinates):
-        return {None: seeds_from_images(study.coordinates, grid, directions=study.directions)}
-    table = read_coordinates(study.coordinates, directions=study.directions)
-
-    def load(radius: float, drop_empty: bool = False) -> xr.Dataset:
-        return seeds_from_coordinates(
-            table,
-            grid,
-            radius_mm=radius,
-            rule=settings.rule,
-            directions=study.directions,
-            drop_empty=drop_empty,
-        )
-
-    sets: dict[float | None, xr.Dataset] = {None: load(settings.radius_mm)}
-    for radius in study.robustness.radii_mm:
-        if radius == settings.radius_mm:
-            continue
-        with warnings.catch_warnings():
-            # said once, for the main radius
-            warnings.simplefilter("ignore", KetanetWarning)
-            sets[radius] = load(radius, drop_empty=True)
-        lost = sets[None].sizes["seed"] - sets[radius].sizes["seed"]
-        if lost:
-            warnings.warn(
-                f"at {radius:g} mm (robustness.radii_mm) {lost} contrasts reach no voxel; that variant is without them",
-                KetanetWarning,
-                stacklevel=2,
-            )
-    return sets
-
-
-def _run(inputs: _Inputs, folder: Path, source: Path, workers: int | None, memory_limit: int | None) -> None:
+def _run(inputs: Inputs, folder: Path, source: Path, workers: int | None, memory_limit: int | None) -> None:
     study, ledger = inputs.study, Ledger(folder)
     write_text(folder / "study.toml", study.to_toml())
     write_text(
@@ -284,7 +182,8 @@ def _run(inputs: _Inputs, folder: Path, source: Path, workers: int | None, memor
             _tables(inputs, folder, group, networks, radii)
     _subject_maps(inputs, folder, ledger, group_key)
     ledger.record({"complete": True})
-    report_key = digest(tables_key, __version__, study.model_dump())
+    left_out = {name: people for name, people in inputs.left_out.items() if people}
+    report_key = digest(tables_key, __version__, study.model_dump(), left_out)
     if _due(ledger, "report", report_key, ["report.html"]):
         with ledger.stage("report", report_key, ["report.html"]):
             write_report(folder)
@@ -296,7 +195,7 @@ def _due(ledger: Ledger, stage: str, key: str, outputs: Any) -> bool:
     return not done
 
 
-def _group_stage(inputs: _Inputs, folder: Path, ledger: Ledger, workers: int | None, memory_limit: int | None) -> str:
+def _group_stage(inputs: Inputs, folder: Path, ledger: Ledger, workers: int | None, memory_limit: int | None) -> str:
     """Group maps of all cohorts and radii in one pass; with new test settings alone, from the stored t."""
     test = _test_settings(inputs.study)
     paths = {
@@ -325,7 +224,7 @@ def _test_settings(study: Study) -> dict[str, Any]:
     return {"tail": study.group.tail, "correction": study.group.correction, "alpha": study.group.alpha}
 
 
-def _pass_facts(inputs: _Inputs) -> dict[str, Any]:
+def _pass_facts(inputs: Inputs) -> dict[str, Any]:
     mask = inputs.study.group.mask
     return {
         "schema": spec.SCHEMA_VERSION,
@@ -347,7 +246,7 @@ def _atlas_digest(atlas: xr.Dataset) -> str:
     return hashlib.sha256(atlas["membership"].values.tobytes() + "\n".join(names).encode()).hexdigest()
 
 
-def _passes(inputs: _Inputs, test: Mapping[str, Any], partials: Path | None) -> dict[str, xr.Dataset]:
+def _passes(inputs: Inputs, test: Mapping[str, Any], partials: Path | None) -> dict[str, xr.Dataset]:
     """Lazy group maps of each cohort, of the seeds of all radii one after another."""
     study = inputs.study
     stacked = stack_seeds(list(inputs.seeds.values()))
@@ -358,7 +257,7 @@ def _passes(inputs: _Inputs, test: Mapping[str, Any], partials: Path | None) -> 
     }
 
 
-def _by_radius(whole: Mapping[str, xr.Dataset], inputs: _Inputs) -> dict[float | None, xr.Dataset]:
+def _by_radius(whole: Mapping[str, xr.Dataset], inputs: Inputs) -> dict[float | None, xr.Dataset]:
     """Lazy group maps (cohort, seed, voxel) of each radius."""
     maps: dict[float | None, xr.Dataset] = {}
     start = 0
@@ -381,7 +280,7 @@ def _by_radius(whole: Mapping[str, xr.Dataset], inputs: _Inputs) -> dict[float |
     return maps
 
 
-def _networks(group: xr.Dataset, inputs: _Inputs) -> xr.Dataset:
+def _networks(group: xr.Dataset, inputs: Inputs) -> xr.Dataset:
     parts = [overlap(group.sel(cohort=c), **inputs.overlap_settings) for c in group["cohort"].values]
     joined = xr.concat(parts, dim="cohort", combine_attrs="override")
     return joined.assign_coords(cohort=group["cohort"], n_subjects=group["n_subjects"]).chunk(
@@ -390,7 +289,7 @@ def _networks(group: xr.Dataset, inputs: _Inputs) -> xr.Dataset:
 
 
 def _tables(
-    inputs: _Inputs, folder: Path, group: xr.Dataset, networks: xr.Dataset, radii: Mapping[float, xr.Dataset]
+    inputs: Inputs, folder: Path, group: xr.Dataset, networks: xr.Dataset, radii: Mapping[float, xr.Dataset]
 ) -> None:
     study = inputs.study
     write_table(folder / _TABLES[0], labelling.canonical_shares(networks, inputs.atlas))
@@ -407,7 +306,7 @@ def _tables(
     write_table(folder / _TABLES[2], table)
 
 
-def _subject_maps(inputs: _Inputs, folder: Path, ledger: Ledger, key: str) -> None:
+def _subject_maps(inputs: Inputs, folder: Path, ledger: Ledger, key: str) -> None:
     if not inputs.study.output.subject_maps:
         return
     names = [f"subjects_cohort-{name}.zarr" for name in inputs.cohorts]
@@ -421,7 +320,7 @@ def _subject_maps(inputs: _Inputs, folder: Path, ledger: Ledger, key: str) -> No
                 )
 
 
-def _provenance(inputs: _Inputs, source: Path) -> dict[str, Any]:
+def _provenance(inputs: Inputs, source: Path) -> dict[str, Any]:
     packages = ("numpy", "scipy", "dask", "zarr", "xarray", "nibabel", "nilearn", "matplotlib", "jinja2")
     cohorts = {
         name: {
@@ -434,6 +333,7 @@ def _provenance(inputs: _Inputs, source: Path) -> dict[str, Any]:
             "role": inputs.study.cohorts[name].role,
             "provenance": {k: v for k, v in cohort.attrs["provenance"].items() if k != "subjects"},
         }
+        | ({"left_out": inputs.left_out[name]} if name in inputs.left_out else {})
         for name, cohort in inputs.cohorts.items()
     }
     return {
