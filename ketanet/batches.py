@@ -156,6 +156,7 @@ def _write_signals(source: tuple[str, str], rows: list[int], weights: Weights, s
         for position, row in enumerate(rows):
             file[position] = seed_signals(stored.bold(row, out=buffer), stored.norm(row), weights, signal)
         file.flush()
+    stored.require_content()
     return path
 
 
@@ -187,6 +188,7 @@ def _column_t(
                 ]
                 accumulator.add(*group)
             total = accumulator.merge_into(total)
+    stored.require_content()
     t, _ = one_sample_t(total.n, total.mean, total.m2)
     return t.astype(np.float32), total.n
 

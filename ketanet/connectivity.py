@@ -25,7 +25,7 @@ from ketanet.partials import SUFFIX, is_whole, read_partial, write_partial_if_du
 from ketanet.progress import task_name
 from ketanet.seeds import seed_weights
 
-ENGINE = 1  # raised whenever the bits of the moments change
+ENGINE = 2  # raised whenever the bits of the moments change
 
 PARTIAL_SHARE = 0.1
 """Partials hold at most this share of the bytes that a pass reads."""
@@ -227,6 +227,7 @@ def _batch_moments(
         for start in range(0, len(rows), GROUP):
             group = zip(rows[start : start + GROUP], buffers, strict=False)
             accumulator.add(*[_subject(stored, row, weights, signal, buffer) for row, buffer in group])
+    stored.require_content()  # nor was it replaced meanwhile
     return accumulator.moments()
 
 

@@ -82,6 +82,10 @@ def run_study(
     refuse_inputs_inside(study, Path(path), folder)
     if skip_bad:
         inputs = inputs.without_damaged()
+    if not Ledger(folder).is_done(
+        "pass", digest(_pass_facts(inputs)), [p.name for p in _group_paths(inputs, folder).values()]
+    ):
+        plan(list(_passes(inputs, _test_settings(study), None).values()), workers=workers).require(memory_limit)
     description = {
         "Name": study.name,
         "BIDSVersion": "1.10.0",
@@ -90,7 +94,7 @@ def run_study(
     }
     claim(folder, study.name, description, CONTENTS, force=force)
     with disk_errors(folder):
-        _run(inputs, folder, Path(path), workers, memory_limit)
+        _run(inputs, folder, Path(path))
     return folder
 
 
@@ -154,7 +158,7 @@ def study_summary(folder: str | os.PathLike[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _run(inputs: Inputs, folder: Path, source: Path, workers: int | None, memory_limit: int | None) -> None:
+def _run(inputs: Inputs, folder: Path, source: Path) -> None:
     study, ledger = inputs.study, Ledger(folder)
     write_text(folder / "study.toml", study.to_toml())
     write_text(
@@ -163,7 +167,7 @@ def _run(inputs: Inputs, folder: Path, source: Path, workers: int | None, memory
     )
     write_table(folder / "seeds.tsv", seeds_table(inputs.main))
     ledger.record(_provenance(inputs, source) | {"complete": False})
-    group_key = _group_stage(inputs, folder, ledger, workers, memory_limit)
+    group_key = _group_stage(inputs, folder, ledger)
     group = open_results(folder / "group.zarr")
     radii = {r: open_results(folder / f"group_radius-{r:g}.zarr") for r in inputs.seeds if r is not None}
     if not inputs.grid.has_extent:
@@ -195,13 +199,10 @@ def _due(ledger: Ledger, stage: str, key: str, outputs: Any) -> bool:
     return not done
 
 
-def _group_stage(inputs: Inputs, folder: Path, ledger: Ledger, workers: int | None, memory_limit: int | None) -> str:
+def _group_stage(inputs: Inputs, folder: Path, ledger: Ledger) -> str:
     """Group maps of all cohorts and radii in one pass; with new test settings alone, from the stored t."""
     test = _test_settings(inputs.study)
-    paths = {
-        radius: folder / ("group.zarr" if radius is None else f"group_radius-{radius:g}.zarr")
-        for radius in inputs.seeds
-    }
+    paths = _group_paths(inputs, folder)
     pass_key = digest(_pass_facts(inputs))
     key = digest(pass_key, test)
     outputs = [path.name for path in paths.values()]
@@ -215,9 +216,16 @@ def _group_stage(inputs: Inputs, folder: Path, ledger: Ledger, workers: int | No
             for stale in set(folder.glob("group_radius-*.zarr")) - set(paths.values()):
                 shutil.rmtree(stale)
             whole = _passes(inputs, test, folder / PARTIALS)
-            plan(list(whole.values()), workers=workers).require(memory_limit)
             save_all({paths[radius]: maps for radius, maps in _by_radius(whole, inputs).items()})
     return key
+
+
+def _group_paths(inputs: Inputs, folder: Path) -> dict[float | None, Path]:
+    """Store of the group maps of each radius."""
+    return {
+        radius: folder / ("group.zarr" if radius is None else f"group_radius-{radius:g}.zarr")
+        for radius in inputs.seeds
+    }
 
 
 def _test_settings(study: Study) -> dict[str, Any]:
