@@ -18,7 +18,17 @@ from benchmarks.common import WIDTH, Section, machine
 from benchmarks.people import DiskTooSmallError
 from ketanet import __version__
 
-BENCHMARKS = ("floor", "against_nilearn", "many_seeds", "scale", "schedulers", "task_count", "ketamine_scale")
+BENCHMARKS = (
+    "floor",
+    "against_nilearn",
+    "many_seeds",
+    "scale",
+    "schedulers",
+    "task_count",
+    "ingest",
+    "ingest_denoise",
+    "ketamine_scale",
+)
 _PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
 log = logging.getLogger("benchmarks")

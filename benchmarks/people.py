@@ -79,7 +79,7 @@ def write_cohort(
     writer.begin()
     for row in range(distinct):
         writer.write(row, series(row))
-    _repeat(writer.partial, distinct, people, os.link if link else shutil.copyfile)
+    _repeat(path.with_name(f"{path.name}.partial"), distinct, people, os.link if link else shutil.copyfile)
     return writer.finish()
 
 

@@ -13,18 +13,31 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ketanet.batches import many_seeds
-    from ketanet.cohort import cohort_info, open_cohort, select, verify_cohort, without_damaged
+    from ketanet.cohort import cohort_info, cohort_quality, open_cohort, select, verify_cohort, without_damaged
     from ketanet.compute import connect, open_results, save
     from ketanet.connectivity import seed_maps
     from ketanet.errors import InputError, KetanetError, KetanetWarning, StoreError
-    from ketanet.grid import ParcelGrid, VolumeGrid
+    from ketanet.grid import GrayordinateGrid, ParcelGrid, VolumeGrid
     from ketanet.group import one_sample, threshold
     from ketanet.inference import compare_images, compare_maps, robustness_table
-    from ketanet.ingest import NiftiSource, ParcelSource, ingest_cohort
+    from ketanet.ingest import (
+        CiftiSource,
+        Denoise,
+        FmriprepSource,
+        LacunaSource,
+        LeadDbsSource,
+        NiftiSource,
+        NimlabSource,
+        ParcelSource,
+        XcpdParcelSource,
+        XcpdSource,
+        ingest_cohort,
+        verify_sources,
+    )
     from ketanet.labelling import atlas, canonical_shares, cluster_table, label
     from ketanet.networks import overlap, overlap_images
     from ketanet.planning import plan
-    from ketanet.report import write_report
+    from ketanet.report import write_qc, write_report
     from ketanet.seeds import (
         load_seeds,
         mni_to_talairach,
@@ -38,19 +51,32 @@ if TYPE_CHECKING:
     from ketanet.study import load_study, run_demo, run_study
 
 _HOME = {
-    "cohort": ("cohort_info", "open_cohort", "select", "verify_cohort", "without_damaged"),
+    "cohort": ("cohort_info", "cohort_quality", "open_cohort", "select", "verify_cohort", "without_damaged"),
     "compute": ("connect", "open_results", "save"),
     "connectivity": ("seed_maps",),
     "errors": ("InputError", "KetanetError", "KetanetWarning", "StoreError"),
-    "grid": ("ParcelGrid", "VolumeGrid"),
+    "grid": ("GrayordinateGrid", "ParcelGrid", "VolumeGrid"),
     "group": ("one_sample", "threshold"),
     "inference": ("compare_images", "compare_maps", "robustness_table"),
-    "ingest": ("NiftiSource", "ParcelSource", "ingest_cohort"),
+    "ingest": (
+        "CiftiSource",
+        "Denoise",
+        "FmriprepSource",
+        "LacunaSource",
+        "LeadDbsSource",
+        "NiftiSource",
+        "NimlabSource",
+        "ParcelSource",
+        "XcpdParcelSource",
+        "XcpdSource",
+        "ingest_cohort",
+        "verify_sources",
+    ),
     "labelling": ("atlas", "canonical_shares", "cluster_table", "label"),
     "batches": ("many_seeds",),
     "planning": ("plan",),
     "networks": ("overlap", "overlap_images"),
-    "report": ("write_report",),
+    "report": ("write_qc", "write_report"),
     "seeds": (
         "load_seeds",
         "mni_to_talairach",

@@ -154,7 +154,8 @@ def _write_signals(source: tuple[str, str], rows: list[int], weights: Weights, s
     with disk_errors(path), one_blas_thread():
         file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
         for position, row in enumerate(rows):
-            file[position] = seed_signals(stored.bold(row, out=buffer), stored.norm(row), weights, signal)
+            bold, norm = stored.bold(row, out=buffer), stored.norm(row)
+            file[position] = seed_signals(bold, norm, weights, signal, stored.segments(row))
         file.flush()
     stored.require_content()
     return path
@@ -183,6 +184,7 @@ def _column_t(
                         stored.bold(rows[position], column, out=buffer),
                         stored.norm(rows[position])[column],
                         np.asarray(signals[position]),
+                        stored.segments(rows[position]),
                     )
                     for position, buffer in zip(range(first, min(first + GROUP, last)), buffers, strict=False)
                 ]

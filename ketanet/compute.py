@@ -29,6 +29,8 @@ _SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "inproc")
 MAX_TASKS = 4000
 FAN_IN = 4  # parts that one task merges: a third of the tasks of a pairwise tree
 
+_CGROUP_OF_PROCESS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
 _LOST_WORKER_SECONDS = 600
 """How long a worker process that died may take to be back. Dask gives it up for good after 15 s, which a slow or
 busy disk exceeds; with the last one given up, a computation would wait for ever."""
@@ -164,6 +166,54 @@ def available_cores() -> int:
         if limit != "max":
             cores = min(cores, max(1, int(limit) // int(period)))
     return cores
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: what the machine has free, bounded by the cgroups it is in (a container, or a
+    job of a batch system)."""
+    return min(_meminfo("MemAvailable"), _cgroup_memory())
+
+
+def _cgroup_memory() -> int:
+    """Bytes left below the limits of all cgroups around this process, of version 1 or 2."""
+    left = [2**62]
+    for line in _CGROUP_OF_PROCESS.read_text().splitlines() if _CGROUP_OF_PROCESS.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = _CGROUPS / "memory" if controllers else _CGROUPS
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        own = Path(path.lstrip("/"))
+        for folder in (root / part for part in (own, *own.parents)):
+            limit, used = (_number(folder / name) for name in names)
+            if limit is not None and used is not None:
+                left.append(max(0, limit - max(0, used - _cached(folder))))
+    return min(left)
+
+
+def _cached(cgroup: Path) -> int:
+    """Bytes of files in memory, which a cgroup counts as used and gives back when asked: after a pass, the cohort."""
+    try:
+        rows = [line.split() for line in (cgroup / "memory.stat").read_text().splitlines()]
+    except OSError:
+        return 0
+    return sum(int(size) for name, size in rows if name in ("active_file", "inactive_file"))
+
+
+def _meminfo(name: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**62
+    return int(pages)
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
 class _BlasGuard:

@@ -212,7 +212,7 @@ def check_pair(cohort: xr.Dataset, seeds: xr.Dataset) -> None:
 def _subject_map(source: tuple[str, str], row: int, weights: Weights, signal: str) -> NDArray[np.float32]:
     stored = StoredRows(*source)
     with one_blas_thread():
-        return z_map(stored.bold(row), stored.norm(row), weights, signal)[None]
+        return z_map(stored.bold(row), stored.norm(row), weights, signal, stored.segments(row))[None]
 
 
 def _batch_moments(
@@ -232,5 +232,5 @@ def _batch_moments(
 
 
 def _subject(stored: StoredRows, row: int, weights: Weights, signal: str, buffer: NDArray[Any]) -> Subject:
-    bold, norm = stored.bold(row, out=buffer), stored.norm(row)
-    return Subject(bold, norm, seed_signals(bold, norm, weights, signal))
+    bold, norm, segments = stored.bold(row, out=buffer), stored.norm(row), stored.segments(row)
+    return Subject(bold, norm, seed_signals(bold, norm, weights, signal, segments), segments)

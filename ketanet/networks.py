@@ -18,7 +18,8 @@ from ketanet import spec
 from ketanet.compute import open_results
 from ketanet.errors import InputError
 from ketanet.files import disk_errors
-from ketanet.grid import Grid, VolumeGrid, grid_from_attrs, load_image
+from ketanet.grid import GrayordinateGrid, Grid, VolumeGrid, grid_from_attrs, load_image, require_same_grid
+from ketanet.grid.cifti import MAPS, is_cifti
 from ketanet.kernels.clusters import drop_small
 
 log = logging.getLogger("ketanet")
@@ -45,7 +46,8 @@ def overlap(
     at_least : float
         Smallest share of contrasts, 0-1.
     min_cluster : int
-        Smallest cluster kept, in voxels. Off on a parcel grid, where a parcel is larger than any such bound.
+        Smallest cluster kept, in voxels. Off on parcels, where one is larger than any such bound, and on
+        grayordinates, where which vertices touch is not known.
     connectivity : {6, 18, 26}
         Voxels of a cluster touch by faces; and edges; and corners.
     sign : {"positive", "negative", "any"}
@@ -89,7 +91,7 @@ def overlap(
     kept = {
         k: maps.attrs[k] for k in ("schema", "grid", "n_subjects", "tail", "correction", "alpha") if k in maps.attrs
     }
-    extent = f"{min_cluster} voxels, {connectivity}-connectivity" if grid.has_extent else "off (parcel grid)"
+    extent = f"{min_cluster} voxels, {connectivity}-connectivity" if grid.has_extent else f"off ({grid.element} grid)"
     attrs = kept | {"kind": "networks", "at_least": at_least, "extent": extent, "sign": sign}
     coords = {"direction": np.array(wanted, object), "n_contrasts": ("direction", np.array(sizes, np.int32))}
     return xr.Dataset(data, coords=coords, attrs=attrs)
@@ -101,20 +103,20 @@ def overlap_images(
     at_least: float = 0.6,
     min_cluster: int = 30,
     connectivity: int = 18,
-) -> tuple[VolumeGrid, NDArray[np.float32], NDArray[np.bool_]]:
-    """Probability and network of binary NIfTI masks, one per contrast.
+) -> tuple[Grid, NDArray[np.float32], NDArray[np.bool_]]:
+    """Probability and network of binary masks, one per contrast.
 
     Parameters
     ----------
     paths : sequence of paths
-        3D images of one lattice; nonzero voxels count.
+        3D NIfTI images of one lattice, or CIFTI-2 maps of one kind of grayordinates; what is nonzero counts.
     at_least, min_cluster, connectivity
         See :func:`overlap`.
 
     Returns
     -------
-    grid : VolumeGrid
-        The whole lattice.
+    grid : Grid
+        The whole lattice, or the grayordinates of the first file.
     probability : float32 array (voxel,)
     network : bool array (voxel,)
 
@@ -126,11 +128,19 @@ def overlap_images(
     if not paths:
         raise InputError("no mask image given; name at least one NIfTI file")
     check_settings(at_least, min_cluster, connectivity)
-    first = load_image(paths[0], ndim=3)
-    grid = VolumeGrid(np.ones(first.shape[:3], bool), first.affine)
+    grid: Grid
+    if is_cifti(paths[0]):
+        grid = own = GrayordinateGrid.from_file(paths[0])
+        for path in paths[1:]:
+            require_same_grid(own, GrayordinateGrid.from_file(path), str(paths[0]), str(path))
+        covered = (own.read_places(path)[0] for path in paths)
+    else:
+        first = load_image(paths[0], ndim=3)
+        grid = VolumeGrid(np.ones(first.shape[:3], bool), first.affine)
+        covered = (grid.load_on_lattice(path).reshape(-1) for path in paths)
     count = np.zeros(grid.n_voxels, np.int32)
-    for path in paths:
-        count += np.nan_to_num(grid.load_on_lattice(path)).reshape(-1) != 0
+    for values in covered:
+        count += np.nan_to_num(values) != 0
     probability = (count / len(paths)).astype(np.float32)
     return grid, probability, network_of(count, len(paths), grid, at_least, min_cluster, connectivity)
 
@@ -145,14 +155,15 @@ def save_overlap(
     min_cluster: int = 30,
     connectivity: int = 18,
 ) -> int:
-    """Write the thresholded probability map of a group store, or of NIfTI masks, as one image.
+    """Write the thresholded probability map of a group store, or of masks, as one image.
 
     Parameters
     ----------
     maps : sequence of paths
         One group store, or any number of masks.
     out : path
-        NIfTI image to write: the probability where the network is, 0 elsewhere.
+        Image to write, ``.nii.gz`` or on grayordinates ``.dscalar.nii``: the probability where the network is, 0
+        elsewhere.
     direction, cohort : str, optional
         Which part of a group store, where it holds several.
     at_least, min_cluster, connectivity
@@ -161,7 +172,7 @@ def save_overlap(
     Returns
     -------
     int
-        Image voxels in the network.
+        Image voxels (or grayordinates) in the network.
 
     Raises
     ------
@@ -187,12 +198,14 @@ def save_overlap(
         made = overlap(group, directions=[direction or names[0]], **settings).isel(direction=0).compute()
         grid = grid_from_attrs(group.attrs["grid"])
         if not grid.has_extent:
-            log.info("extent: off, the grid holds parcels")
+            log.info("extent: off, the grid holds %ss", grid.element)
         probability, network = made["probability"].values, made["network"].values
     else:
         if direction is not None or cohort is not None:
             raise InputError("NIfTI masks have no direction and no cohort; leave --direction and --cohort out")
         grid, probability, network = overlap_images(maps, **settings)
+    if is_cifti(out) != (grid.suffix in MAPS):
+        raise InputError(f"{out}: the grid holds {grid.describe()}; the name of its map ends in {grid.suffix}")
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         grid.save(out, np.where(network, probability, 0).astype(np.float32))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from ketanet.compute import FAN_IN, available_cores, subjects_per_task
+from ketanet.compute import FAN_IN, available_cores, available_memory, subjects_per_task
 from ketanet.connectivity import GROUP, PARTIAL_SHARE, measure_batch, partial_bytes
 from ketanet.errors import InputError
 from ketanet.group import SEEDS_PER_BLOCK, PassSize
@@ -21,8 +19,6 @@ from ketanet.kernels.moments import SEED_BLOCK, TILE
 
 BASE_BYTES = 350 * 2**20
 """Python with the libraries loaded (measured: 280 MB), and room for what the allocator holds back."""
-
-_CGROUP_OF_PROCESS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 _STORED_BYTES = 25  # a seed and voxel in a group store: n, mean, var, t, p, q as 4 bytes each, and a bool
 
@@ -189,54 +185,6 @@ def calibrate(cohort: xr.Dataset, seeds: xr.Dataset, *, targets: Any = None, sig
         spent = time.perf_counter() - started
         if spent > 2.0:
             return spent / done
-
-
-def available_memory() -> int:
-    """Bytes this process may still take: what the machine has free, bounded by the cgroups it is in (a container, or a
-    job of a batch system)."""
-    return min(_meminfo("MemAvailable"), _cgroup_memory())
-
-
-def _cgroup_memory() -> int:
-    """Bytes left below the limits of all cgroups around this process, of version 1 or 2."""
-    left = [2**62]
-    for line in _CGROUP_OF_PROCESS.read_text().splitlines() if _CGROUP_OF_PROCESS.is_file() else ():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = _CGROUPS / "memory" if controllers else _CGROUPS
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        own = Path(path.lstrip("/"))
-        for folder in (root / part for part in (own, *own.parents)):
-            limit, used = (_number(folder / name) for name in names)
-            if limit is not None and used is not None:
-                left.append(max(0, limit - max(0, used - _cached(folder))))
-    return min(left)
-
-
-def _cached(cgroup: Path) -> int:
-    """Bytes of files in memory, which a cgroup counts as used and gives back when asked: after a pass, the cohort."""
-    try:
-        rows = [line.split() for line in (cgroup / "memory.stat").read_text().splitlines()]
-    except OSError:
-        return 0
-    return sum(int(size) for name, size in rows if name in ("active_file", "inactive_file"))
-
-
-def _meminfo(name: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**62
-    return int(pages)
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
 
 
 def parse_size(text: str) -> int:

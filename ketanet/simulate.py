@@ -142,13 +142,13 @@ def simulate_cohort(
     global_signal: bool = True,
     columns: Mapping[str, Sequence[Any]] | None = None,
     dtype: str = "int16",
-) -> Path:
+) -> Path | str:
     """Write a cohort with planted networks.
 
     Parameters
     ----------
     path : path
-        Store to make.
+        Store to make, or its address on an object store.
     subjects : int
         Number of people, at least three.
     grid : Grid, optional
@@ -168,8 +168,8 @@ def simulate_cohort(
 
     Returns
     -------
-    Path
-        The store.
+    Path or str
+        The store: a path, or an address.
 
     Raises
     ------

@@ -20,6 +20,7 @@ import reference
 import xarray as xr
 import zarr
 
+import ketanet.cohort.places
 import ketanet.cohort.writing
 from ketanet import spec
 from ketanet.cohort import (
@@ -303,6 +304,8 @@ def test_plans_that_cannot_work(tiny: VolumeGrid) -> None:
         CohortPlan(tiny, [*two, Subject("a", 30, 2.0)])
     with pytest.raises(InputError, match="subject 'c' has 2 frames; at least 3"):
         CohortPlan(tiny, [*two, Subject("c", 2, 2.0)])
+    with pytest.raises(InputError, match="subject 'a' has 30 frames; at most 29 are allowed"):
+        CohortPlan(tiny, [*two, Subject("c", 29, 2.0)], max_frames=29)
     with pytest.raises(InputError, match="dtype is 'float16'; allowed: int16, float32"):
         CohortPlan(tiny, [*two, Subject("c", 9, 2.0)], "float16")
 
@@ -315,7 +318,8 @@ def test_series_that_cannot_be_written(tmp_path: Path, tiny: VolumeGrid) -> None
     bad[3, 4] = np.nan
     bad[5, 6] = np.inf
     for series, message in [
-        (good[:, :-1], r"subject 'sub-00': time series of shape \(53, 29\), expected \(53, 30\)"),
+        (np.hstack([good, good[:, :1]]), r"subject 'sub-00': time series of shape \(53, 31\), expected \(53, 30\)"),
+        (good[:, :2], "subject 'sub-00': 2 frames are left; at least 3"),
         (good[:-1], "expected"),
         (bad, "subject 'sub-00': NaN or infinite values in 2 of 53 time series"),
         (np.full(good.shape, 3.3), "subject 'sub-00': every time series is constant"),
@@ -588,7 +592,7 @@ def test_a_writer_continues_where_it_stopped(tmp_path: Path, chunked: VolumeGrid
 
 
 def test_another_plan_starts_anew(tmp_path: Path, chunked: VolumeGrid) -> None:
-    for settings in ({"dtype": "float32"}, {"compress": True}, {"people": [0, 1, 2, 3]}):
+    for settings in ({"dtype": "float32"}, {"compress": True}, {"people": [0, 1, 2, 3]}, {"max_frames": 50}):
         writer = CohortWriter(tmp_path / "c.zarr", plan_of(chunked))
         writer.begin()
         writer.write(0, draw(chunked, 0))
@@ -634,7 +638,7 @@ def run_all(path: Path, grid: VolumeGrid, *, bad: Sequence[int] = (), reads: lis
 
 MOMENTS = {
     "chunk": (zarr.Array, "__setitem__", 5, 3),
-    "record": (ketanet.cohort.writing, "write_text", 3, 2),
+    "record": (ketanet.cohort.places, "write_text", 4, 2),
     "columns": (xr.Dataset, "to_zarr", 0, 0),
     "rename": (Path, "rename", 0, 0),
 }
@@ -700,6 +704,120 @@ def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path, chunked
     path = run_all(tmp_path / "c.zarr", chunked, reads=reads)
     assert 0 < len(reads) <= 3
     assert tree(path) == tree(whole)
+
+
+def test_a_writer_that_dies_when_the_store_has_its_name_already(
+    tmp_path: Path, chunked: VolumeGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = written(tmp_path / "few.zarr", chunked, people=[0, 2, 3, 4])
+    path = tmp_path / "c.zarr"
+    with monkeypatch.context() as patch:
+        # the chunks of the one who is left out, then what is beside the store
+        die_at(patch, shutil, "rmtree", 2)
+        with pytest.raises(Killed):
+            run_all(path, chunked, bad=(1,))
+    assert path.is_dir()
+    assert beside(path) == ["c.zarr.partial", "few.zarr"]
+    reads: list[int] = []
+    assert run_all(path, chunked, bad=(1,), reads=reads) == path
+    assert reads == []
+    assert beside(path) == ["few.zarr"]
+    assert without_reasons(path) == without_reasons(few)
+    with pytest.raises(InputError, match=r"c\.zarr exists already"):
+        run_all(path, chunked, bad=(1,))
+
+
+def scrubbed(grid: VolumeGrid, row: int) -> Series:
+    """Two runs, of which every person lost other frames, and measures that not everybody has."""
+    series = draw(grid, row)[:, row:]
+    second = series.shape[1] - 11
+    run = np.repeat([0, 1], [11, second]).astype(np.int8) if row != 2 else np.zeros(series.shape[1], np.int8)
+    quality = {"mean_fd": np.float32(0.125 * row) if row != 3 else np.nan, "frames_kept": series.shape[1]}
+    return Series(series, facts={"n": row}, run=run, quality=quality | ({"tsnr": 50.5 + row} if row % 2 else {}))
+
+
+@pytest.mark.parametrize("bad", [(), (1,)])
+def test_frames_runs_and_measures_survive_an_interruption(
+    tmp_path: Path, chunked: VolumeGrid, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
+) -> None:
+    def read(row: int) -> Series:
+        if row in bad:
+            raise InputError("cannot be read")
+        return scrubbed(chunked, row)
+
+    def ingest(path: Path) -> Path:
+        writer = CohortWriter(path, plan_of(chunked))
+        with connect("synchronous"):
+            writer.begin()
+            return writer.finish(skipped=fill(writer, read, skip_bad=True))
+
+    whole = ingest(tmp_path / "whole.zarr")
+    for name, (owner, function, calls) in {
+        "records": (ketanet.cohort.places, "write_text", 4),
+        "columns": (xr.Dataset, "to_zarr", 0),
+    }.items():
+        with monkeypatch.context() as patch:
+            die_at(patch, owner, function, calls)
+            with pytest.raises(Killed):
+                ingest(tmp_path / f"{name}.zarr")
+        assert tree(ingest(tmp_path / f"{name}.zarr")) == tree(whole)
+    cohort = open_cohort(whole)
+    people = [row for row in range(5) if row not in bad]
+    assert cohort["n_time"].values.tolist() == [FRAMES[row] - row for row in people]
+    for position, row in enumerate(people):
+        run, n_time = cohort["run"].values[position], FRAMES[row] - row
+        assert (run[:11] == 0).all()
+        assert (run[11:n_time] == (0 if row == 2 else 1)).all()
+        assert (run[n_time:] == -1).all()
+        assert not cohort["bold"].values[position, :, n_time:].any()
+    wanted = {0: 0, 1: 0.125, 2: 0.25, 3: np.nan, 4: 0.5}
+    np.testing.assert_array_equal(cohort["mean_fd"], [wanted[row] for row in people])
+    np.testing.assert_array_equal(cohort["frames_kept"], cohort["n_time"])
+    np.testing.assert_array_equal(cohort["tsnr"], [50.5 + row if row % 2 else np.nan for row in people])
+    assert verify_cohort(whole).problems == []
+
+
+def test_a_measure_gives_way_to_a_column_of_the_participants(tmp_path: Path, tiny: VolumeGrid) -> None:
+    given = [{"mean_fd": 0.5}, {"mean_fd": None}, {}]
+    people = [Subject(f"s{row}", 30, 2.0, columns) for row, columns in enumerate(given)]
+    writer = CohortWriter(tmp_path / "c.zarr", CohortPlan(tiny, people))
+    writer.begin()
+    for row in range(3):
+        writer.write(row, draw(tiny, 0), quality={"mean_fd": 0.25, "tsnr": 40.0})
+    cohort = open_cohort(writer.finish())
+    np.testing.assert_array_equal(cohort["mean_fd"], [0.5, np.nan, np.nan])
+    np.testing.assert_array_equal(cohort["tsnr"], [40.0, 40.0, 40.0])
+
+
+@pytest.mark.parametrize("name", ["bold", "run", "digest", "time", "a/b", ""])
+def test_columns_cannot_have_the_names_a_store_uses(tmp_path: Path, tiny: VolumeGrid, name: str) -> None:
+    for columns, quality in (({name: 1.0}, {}), ({}, {name: 1.0})):
+        people = [Subject(f"s{row}", 30, 2.0, columns) for row in range(3)]
+        writer = CohortWriter(tmp_path / "c.zarr", CohortPlan(tiny, people))
+        writer.begin()
+        for row in range(3):
+            writer.write(row, draw(tiny, 0), quality=quality)
+        with pytest.raises(InputError, match=f"a subject column cannot be called {name!r}"):
+            writer.finish()
+        writer.discard()
+
+
+@pytest.mark.parametrize("run", [[0] * 29, [1] * 15 + [0] * 15, [-1] * 30])
+def test_runs_that_are_none(tmp_path: Path, tiny: VolumeGrid, run: list[int]) -> None:
+    writer = CohortWriter(tmp_path / "c.zarr", plan_of(tiny))
+    writer.begin()
+    with pytest.raises(ValueError, match="runs of shape"):
+        writer.write(0, draw(tiny, 0), run=np.array(run, np.int8))
+    assert 0 in writer.pending
+
+
+def test_a_chunk_of_somebody_else_is_found(tmp_path: Path, chunked: VolumeGrid) -> None:
+    """Its checksum is right, and so is every row; only the digest of the subject tells."""
+    path = written(tmp_path / "c.zarr", chunked)
+    shutil.copy(chunk_file(path, "bold", 4, 2), chunk_file(path, "bold", 1, 2))
+    assert [str(p) for p in verify_cohort(path).problems] == [
+        "subject sub-01, bold 1: rows that are not those that were written for this subject"
+    ]
 
 
 def without_reasons(store: Path) -> dict[str, bytes]:
@@ -924,7 +1042,7 @@ def test_a_disk_error_of_another_kind_is_not_hidden(
     def broken(*_: Any) -> Any:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(ketanet.cohort.writing, "write_text", broken)
+    monkeypatch.setattr(ketanet.cohort.places, "write_text", broken)
     with pytest.raises(OSError, match="Input/output error"):
         writer.write(0, draw(tiny, 0))
     assert 0 in writer.pending

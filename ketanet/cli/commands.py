@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ketanet import __version__
+from ketanet.cli.app import app
 from ketanet.cli.connecting import connected
 from ketanet.cli.options import (
     AsJson,
@@ -15,7 +16,6 @@ from ketanet.cli.options import (
     Correction,
     DirectionOption,
     Directions,
-    Dtype,
     MemoryLimit,
     Out,
     RadiusMm,
@@ -23,22 +23,11 @@ from ketanet.cli.options import (
     RuleOption,
     Signal,
     SkipBad,
-    SourceName,
     SpaceOption,
     Tail,
     Workers,
 )
 from ketanet.cli.printing import print_facts, print_json, print_left_out
-from ketanet.errors import InputError
-
-app = typer.Typer(
-    name="ketanet",
-    help="Functional connectivity network mapping: coordinates and a cohort in, labelled networks out.",
-    epilog="--debug, anywhere, shows the traceback of an error. Exit codes: 0 done, 1 failed, 2 bad input.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 
 @app.command()
@@ -59,100 +48,6 @@ def demo(
     print("\nPlanted networks and what was found:\n")
     print(result.truth.to_string(index=False, float_format="{:.2f}".format))
     print(f"\nReport: {result.report}")
-
-
-@app.command()
-def simulate(
-    cohort: Annotated[Path, typer.Argument(help="Store to make.")],
-    subjects: Annotated[int, typer.Option("--subjects", min=3, help="Number of people.")],
-    like: Annotated[Path | None, typer.Option("--like", help="NIfTI mask or cohort store that gives the grid.")] = None,
-    frames: Annotated[int, typer.Option("--frames", min=10, help="Frames per person.")] = 120,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random numbers.")] = 0,
-    cluster: Cluster = "threads",
-    workers: Workers = None,
-) -> None:
-    """Make a cohort with planted networks."""
-    from ketanet.cohort import grid_from_path
-    from ketanet.simulate import simulate_cohort
-
-    grid = None if like is None else grid_from_path(like)
-    with connected(cluster, workers):
-        print(simulate_cohort(cohort, subjects=subjects, grid=grid, frames=frames, seed=seed))
-
-
-@app.command()
-def ingest(
-    path: Annotated[Path, typer.Argument(help="Folder of images or tables, .txt list of images, or .npz.")],
-    cohort: Annotated[Path, typer.Argument(help="Store to make.")],
-    source: Annotated[SourceName, typer.Option("--source", help="Kind of input.")],
-    pattern: Annotated[
-        str | None, typer.Option("--pattern", help="Where the files lie, such as '{subject}/*.nii.gz'.")
-    ] = None,
-    mask: Annotated[Path | None, typer.Option("--mask", help="NIfTI mask: its nonzero voxels are kept.")] = None,
-    atlas: Annotated[Path | None, typer.Option("--atlas", help="Label image of parcel time series.")] = None,
-    tr: Annotated[float | None, typer.Option("--tr", help="Repetition time in s, where files do not say.")] = None,
-    participants: Annotated[Path | None, typer.Option("--participants", help="participants.tsv.")] = None,
-    exclude: Annotated[
-        str | None, typer.Option("--exclude", help='Leave out subjects, such as "mean_fd > 0.5".')
-    ] = None,
-    global_signal: Annotated[bool, typer.Option("--global-signal", help="Regress the mean over the grid.")] = False,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="How rows are stored.")] = Dtype.int16,
-    compress: Annotated[bool, typer.Option("--compress", help="Compress the chunks.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be used.")] = False,
-    cluster: Cluster = "threads",
-    workers: Workers = None,
-) -> None:
-    """Make a cohort store from images or parcel time series."""
-    from ketanet.cohort import open_cohort
-    from ketanet.ingest import NiftiSource, ParcelSource, ingest_cohort
-
-    reader = (
-        NiftiSource(path, mask=mask, pattern=pattern, tr=tr)
-        if source is SourceName.nifti
-        else ParcelSource(path, atlas=atlas, pattern=pattern, tr=tr)
-    )
-    with connected(cluster, workers):
-        store = ingest_cohort(
-            reader,
-            cohort,
-            participants=participants,
-            exclude=exclude,
-            global_signal=global_signal,
-            dtype=dtype.value,
-            compress=compress,
-            skip_bad=skip_bad,
-        )
-    made = open_cohort(store)
-    print_left_out(made.attrs["provenance"]["skipped"])
-    print(f"{store}: {made.sizes['subject']} subjects, {made.sizes['voxel']:,} grid elements")
-
-
-@app.command()
-def info(cohort: Annotated[Path, typer.Argument(help="Cohort store.")], as_json: AsJson = False) -> None:
-    """What is in a cohort."""
-    from ketanet.cohort import cohort_info, open_cohort
-
-    facts = cohort_info(open_cohort(cohort))
-    if as_json:
-        print_json(facts)
-    else:
-        print_facts(facts)
-
-
-@app.command()
-def verify(cohort: Annotated[Path, typer.Argument(help="Cohort store.")], as_json: AsJson = False) -> None:
-    """Read every byte of a cohort: checksums, missing chunks, NaN, ranges, flat voxels."""
-    from ketanet.cohort import verify_cohort
-
-    report = verify_cohort(cohort)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        for problem in report.problems:
-            print(problem)
-        print(report.summary())
-    if report.problems:
-        raise InputError(f"{cohort}: {len(report.problems)} problems; restore the named chunks or ingest again")
 
 
 @app.command()
@@ -184,7 +79,7 @@ def seeds(
 
 @app.command("map")
 def map_(
-    cohort: Annotated[Path, typer.Argument(help="Cohort store.")],
+    cohort: Annotated[str, typer.Argument(help="Cohort store.")],
     seeds: Annotated[Path, typer.Argument(help="Coordinate table or folder, or folder of NIfTI masks.")],
     out: Out,
     radius_mm: RadiusMm = 4.0,
@@ -372,10 +267,12 @@ def clean(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="Results of a run, or a store, finished or not.")],
 ) -> None:
     """Remove partial results; finished ones stay."""
+    from ketanet.lock import locked
     from ketanet.partials import clean as remove
 
-    for entry in remove(path):
-        print(f"removed {entry}")
+    with locked(path):
+        for entry in remove(path):
+            print(f"removed {entry}")
 
 
 @app.callback(invoke_without_command=True)

@@ -35,7 +35,27 @@ class Correction(StrEnum):
 
 class SourceName(StrEnum):
     nifti = "nifti"
+    fmriprep = "fmriprep"
+    xcpd = "xcpd"
+    xcpd_parcels = "xcpd-parcels"
     parcels = "parcels"
+    cifti = "cifti"
+    nimlab = "nimlab"
+    leaddbs = "leaddbs"
+    lacuna = "lacuna"
+
+
+class Strategy(StrEnum):
+    fcnm = "fcnm"
+    simple = "simple"
+    scrubbing = "scrubbing"
+    compcor = "compcor"
+    motion = "motion"
+
+
+class Runs(StrEnum):
+    concatenated = "concatenated"
+    averaged = "averaged"
 
 
 class Dtype(StrEnum):

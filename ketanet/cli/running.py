@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from ketanet.cli.commands import app
+from ketanet.cli import cohorts, commands  # noqa: F401 (they register themselves)
+from ketanet.cli.app import app
 from ketanet.errors import InputError, KetanetError, KetanetWarning
 
 _INTERRUPTED = 130

@@ -17,11 +17,26 @@ from ketanet.errors import InputError, StoreError
 
 @dataclass(frozen=True)
 class Series:
-    """One subject's cleaned series (voxel, time), the magnitude before cleaning (voxel,), and facts to record."""
+    """One subject's cleaned series.
+
+    Attributes
+    ----------
+    values : array (voxel, time)
+    magnitude : float64 array (voxel,), optional
+        Largest absolute value of each row before cleaning.
+    facts : dict
+        JSON-ready, for the provenance.
+    run : int8 array (time,), optional
+        Run that each frame belongs to; default one run.
+    quality : dict of str to float
+        Measures that become columns of the subjects.
+    """
 
     values: NDArray[np.float32] | NDArray[np.float64]
     magnitude: NDArray[np.float64] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    run: NDArray[np.int8] | None = None
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 def fill(writer: CohortWriter, read: Callable[[int], Series], *, skip_bad: bool = False) -> dict[str, str]:
@@ -65,7 +80,14 @@ def _write_one(shared: tuple[CohortWriter, Callable[[int], Series]], row: int, s
     try:
         with one_blas_thread():
             series = read(row)
-            writer.write(row, series.values, magnitude=series.magnitude, facts=series.facts)
+            writer.write(
+                row,
+                series.values,
+                magnitude=series.magnitude,
+                facts=series.facts,
+                run=series.run,
+                quality=series.quality,
+            )
     except StoreError:
         raise
     except InputError as error:

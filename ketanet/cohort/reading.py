@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +16,15 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from ketanet import spec
-from ketanet.cohort.chunks import ChunkError, plain_folder, read_plain
+from ketanet import spec, storage
+from ketanet.cohort.chunks import ChunkError, plain_reader
 from ketanet.compute import plain_text
-from ketanet.errors import StoreError
+from ketanet.errors import KetanetError, StoreError
 from ketanet.grid import Grid, grid_from_attrs, load_grid
 from ketanet.kernels.rows import decode
+
+APPENDING = ".appending"
+"""Folder in a store while its columns change hands at the end of an addition."""
 
 
 class StoredRows:
@@ -55,14 +61,14 @@ class StoredRows:
         array = self._bold
         start, stop, _ = voxels.indices(array.shape[1])
         step = array.chunks[1]
-        folder = _plain_folder(self.address, self.content, "bold")
-        if folder is None or start % step or (stop % step and stop != array.shape[1]):
+        read_chunk = _plain_reader(self.address, self.content, "bold")
+        if read_chunk is None or start % step or (stop % step and stop != array.shape[1]):
             return self._bold_by_zarr(row, start, stop)
         first, last = start // step, -(-stop // step)
         values = np.empty((last - first, step, array.shape[2]), array.dtype) if out is None else out[: last - first]
         for number in range(first, last):
             try:
-                read_plain(folder, f"c/{row}/{number}/0", values[number - first])
+                read_chunk(f"c/{row}/{number}/0", values[number - first])
             except ChunkError as error:
                 raise StoreError(f"{self._name(row)}, chunk {row}/{number}/0 of bold is {error}; {_ADVICE}") from None
         return values.reshape(-1, array.shape[2])[: stop - start]
@@ -85,7 +91,8 @@ class StoredRows:
     def _bold_by_zarr(self, row: int, start: int, stop: int) -> NDArray[Any]:
         array, step = self._bold, self._bold.chunks[1]
         try:
-            values = cast(NDArray[Any], array[row, start:stop, :])
+            with storage.failures(self.address):
+                values = cast(NDArray[Any], array[row, start:stop, :])
         except (ValueError, OSError, RuntimeError) as error:
             raise StoreError(self._blame(row, start, stop)) from error
         firsts = np.maximum(np.arange(start // step * step, stop, step), start) - start
@@ -98,21 +105,30 @@ class StoredRows:
 
     def norm(self, row: int) -> NDArray[np.float32]:
         """Norms (voxel,) removed from the rows of a subject."""
-        folder = _plain_folder(self.address, self.content, "bold_norm")
-        if folder is not None:
+        read_chunk = _plain_reader(self.address, self.content, "bold_norm")
+        if read_chunk is not None:
             found = np.empty(self._norm.shape[1], np.float32)
             try:
-                read_plain(folder, f"c/{row}/0", found)
+                read_chunk(f"c/{row}/0", found)
             except ChunkError as error:
                 raise StoreError(f"{self._name(row)}, chunk {row}/0 of bold_norm is {error}; {_ADVICE}") from None
             return found
         try:
-            values = cast("NDArray[np.float32]", self._norm[row])
+            with storage.failures(self.address):
+                values = cast("NDArray[np.float32]", self._norm[row])
         except (ValueError, OSError, RuntimeError) as error:
             raise StoreError(f"{self._name(row)}, chunk {row}/0 of bold_norm is corrupted; {_ADVICE}") from error
         if np.isnan(values[0]):
             raise StoreError(f"{self._name(row)}, chunk {row}/0 of bold_norm is missing; {_ADVICE}")
         return values
+
+    def segments(self, row: int) -> tuple[slice, ...]:
+        """Frames of each run of a subject where runs are to be correlated apart; empty where they are not."""
+        lengths = _run_lengths(self.address, self.content)
+        if lengths is None or len(lengths[row]) < 2:
+            return ()
+        ends = np.cumsum(lengths[row])
+        return tuple(slice(int(end - n), int(end)) for n, end in zip(lengths[row], ends, strict=True))
 
     @property
     def row_bytes(self) -> int:
@@ -123,7 +139,8 @@ class StoredRows:
     def require_content(self) -> None:
         """Raise a StoreError when the store is not the one that was opened."""
         try:
-            found = zarr.open_group(self.address, mode="r").attrs.get("content")
+            with storage.failures(self.address):
+                found = _group(self.address).attrs.get("content")
         except (OSError, ValueError, zarr.errors.BaseZarrError) as error:
             raise StoreError(f"{self.address}: the cohort is gone or damaged since it was opened ({error})") from error
         if found != self.content:
@@ -138,15 +155,17 @@ class StoredRows:
         step = self._bold.chunks[1]
         for chunk in range(start // step, -(-stop // step)):
             try:
-                self._bold[row, chunk * step : (chunk + 1) * step, :]
+                with storage.failures(self.address):
+                    self._bold[row, chunk * step : (chunk + 1) * step, :]
             except (ValueError, OSError, RuntimeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 return f"{self._name(row)}, chunk {row}/{chunk}/0 of bold is corrupted ({reason}); {_ADVICE}"
         return f"{self._name(row)} could not be read; {_ADVICE}"
 
     def _name(self, row: int) -> str:
-        names = _open_array(self.address, self.content, "subject")
-        return f"{self.address}: subject {names[row]!s}"
+        with storage.failures(self.address):
+            names = _open_array(self.address, self.content, "subject")
+            return f"{self.address}: subject {names[row]!s}"
 
 
 _ADVICE = (
@@ -158,12 +177,23 @@ _ADVICE = (
 @lru_cache(maxsize=64)
 def _open_array(address: str, _content: str, name: str) -> zarr.Array[Any]:
     """An array, opened once a process and content: a store replaced under the same name is opened anew."""
-    return zarr.open_array(address, path=name, mode="r")
+    return _fresh_array(address, name)
 
 
 @lru_cache(maxsize=64)
-def _plain_folder(address: str, content: str, name: str) -> Path | None:
-    return plain_folder(_open_array(address, content, name))
+def _plain_reader(address: str, content: str, name: str) -> Callable[[str, NDArray[Any]], None] | None:
+    return plain_reader(_open_array(address, content, name), address)
+
+
+@lru_cache(maxsize=64)
+def _run_lengths(address: str, content: str) -> list[list[int]] | None:
+    """Frames of the runs of every subject, None where runs are taken as one."""
+    with storage.failures(address):
+        provenance: Any = _group(address).attrs.get("provenance", {})
+        if provenance.get("cleaning", {}).get("runs") != "averaged":
+            return None
+        runs = np.asarray(_open_array(address, content, "run")[:])
+    return [np.bincount(own[own >= 0]).tolist() for own in runs]
 
 
 class _Lazy:
@@ -198,7 +228,8 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
 
     Parameters
     ----------
-    path : path of the store
+    path : path
+        The store: a folder, or an address such as ``s3://bucket/healthy.zarr`` (credentials come from the environment).
 
     Returns
     -------
@@ -210,14 +241,19 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
     Raises
     ------
     StoreError
-        No store, a truncated one, or one of another schema version.
+        No store, a truncated one, or one of another schema version; or the object store refuses.
     """
-    address = str(Path(path).absolute())
-    if not Path(address).is_dir():
-        raise StoreError(f"{path}: no such cohort store")
+    address = storage.address_of(path)
+    _require_there(path, address)
+    _require_settled(address)
+    return storage.repeated(address, lambda: _open(path, address))
+
+
+def _open(path: str | os.PathLike[str], address: str) -> xr.Dataset:
     try:
         dataset = xr.open_zarr(
-            address,
+            storage.zarr_store(address),
+            zarr_format=3,
             consolidated=False,
             chunks=None,
             mask_and_scale=False,
@@ -229,6 +265,7 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
         norm = _fresh_array(address, "bold_norm")
     except (OSError, KeyError, ValueError, RuntimeError, zarr.errors.BaseZarrError) as error:
         raise StoreError(f"{path}: not a cohort store, or a truncated one ({_short(error)})") from error
+    _require_settled(address)
     if attrs.get("kind") != "cohort":
         raise StoreError(f"{path}: this store holds {attrs.get('kind', 'something else')!r}, not a cohort")
     if attrs.get("schema") != spec.SCHEMA_VERSION:
@@ -236,10 +273,10 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
             f"{path}: the store has schema version {attrs.get('schema')!r}, this ketanet reads version "
             f"{spec.SCHEMA_VERSION}; ingest the cohort again or install the matching version"
         )
-    _check_whole(str(path), dataset, attrs)
+    _check_whole(str(path), address, dataset, attrs)
     _check_shapes(str(path), dataset, bold, norm)
     rows = StoredRows(address, str(attrs["content"]))
-    token = f"{attrs['content']}-{os.stat(address).st_ino}"
+    token = f"{attrs['content']}-{_identity(address)}"
     step = bold.chunks[1]
     dataset["bold"] = (
         ("subject", "voxel", "time"),
@@ -258,19 +295,58 @@ def open_cohort(path: str | os.PathLike[str]) -> xr.Dataset:
     return dataset
 
 
+def _require_there(path: str | os.PathLike[str], address: str) -> None:
+    if not storage.is_remote(address):
+        if not Path(address).is_dir():
+            raise StoreError(f"{path}: no such cohort store")
+        return
+    try:
+        root = json.loads(bytes(storage.read(f"{address}/zarr.json")))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such cohort store") from None
+    except ValueError as error:
+        raise StoreError(f"{path}: not a cohort store, or a damaged one ({_short(error)})") from None
+    except KetanetError as error:
+        raise StoreError(str(error)) from None
+    if not root.get("attributes"):
+        # they come last
+        raise StoreError(f"{path}: this store is not finished; the same 'ketanet ingest' again goes on with it")
+
+
+def _require_settled(address: str) -> None:
+    """Raise a StoreError while some of the columns are those of before an addition and some those of after it."""
+    if Path(address, APPENDING).is_dir():
+        raise StoreError(
+            f"{address}: subjects are being added to this store, or that was interrupted at its very end; run the "
+            "'ketanet ingest --append' again to finish it"
+        )
+
+
 def _fresh_array(address: str, name: str) -> zarr.Array[Any]:
     """Open an array from its present metadata, not from an earlier opening's."""
-    return zarr.open_array(address, path=name, mode="r")
+    with storage.failures(address):
+        return zarr.open_array(storage.zarr_store(address), path=name, mode="r", zarr_format=3)
 
 
-def _check_whole(path: str, dataset: xr.Dataset, attrs: dict[str, Any]) -> None:
+def _group(address: str) -> zarr.Group:
+    return zarr.open_group(storage.zarr_store(address), mode="r", zarr_format=3)
+
+
+def _identity(address: str) -> str:
+    """What tells a store from one of the same content in another place or made again."""
+    if storage.is_remote(address):
+        return hashlib.sha256(address.encode()).hexdigest()[:12]
+    return str(os.stat(address).st_ino)
+
+
+def _check_whole(path: str, address: str, dataset: xr.Dataset, attrs: dict[str, Any]) -> None:
     """Attributes and columns are there, to the last chunk: a missing one would read as zeros."""
     missing = [name for name in ("grid", "content", "provenance") if name not in attrs]
     missing += [v.name for v in spec.COHORT if v.name not in (*dataset.variables, "bold", "bold_norm")]
     if missing:
         raise StoreError(f"{path}: {missing[0]!r} is missing; the store is damaged")
     for name in map(str, dataset.variables):
-        array = _fresh_array(path, name)
+        array = _fresh_array(address, name)
         if array.nchunks_initialized < array.nchunks:
             raise StoreError(f"{path}: a chunk of the column {name!r} is missing; the store is damaged")
 
@@ -291,7 +367,7 @@ def _short(error: BaseException) -> str:
 
 
 def grid_from_path(path: str | os.PathLike[str]) -> Grid:
-    """Grid of a cohort store (a folder) or of a NIfTI image, whose nonzero voxels are the mask."""
-    if Path(path).is_dir():
+    """Grid of a cohort store (a folder, or on an object store) or of an image, whose nonzero voxels are the mask."""
+    if storage.is_remote(path) or Path(path).is_dir():
         return grid_from_attrs(open_cohort(path).attrs["grid"])
     return load_grid(path)

@@ -1,4 +1,4 @@
-"""Looking a cohort over: what is in it, and whether every byte is what was written."""
+"""Whether every byte of a cohort is what was written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ketanet import spec
+from ketanet.cohort.columns import Digest
 from ketanet.cohort.reading import StoredRows, open_cohort
 from ketanet.compute import available_cores
 from ketanet.errors import InputError, KetanetWarning, StoreError
-from ketanet.grid import grid_from_attrs
 from ketanet.kernels.rows import decode
 from ketanet.progress import counted
 
@@ -63,48 +62,11 @@ class Verification:
         return asdict(self)
 
 
-def cohort_info(cohort: xr.Dataset) -> dict[str, Any]:
-    """Facts about a cohort from its columns alone, JSON-ready."""
-    grid = grid_from_attrs(cohort.attrs["grid"])
-    frames = cohort["n_time"].values
-    columns: dict[str, Any] = {}
-    for name, values in cohort.coords.items():
-        if values.dims != ("subject",) or name in ("row", "subject", "n_time", "tr"):
-            continue
-        if values.dtype.kind in "OTU":
-            found, count = np.unique(values.values.astype(object), return_counts=True)
-            columns[str(name)] = (
-                dict(zip(found.tolist(), count.tolist(), strict=True))
-                if len(found) <= 12
-                else f"{len(found)} different values"
-            )
-        elif np.isfinite(values.values).any():
-            columns[str(name)] = {
-                "min": float(np.nanmin(values)),
-                "median": float(np.nanmedian(values)),
-                "max": float(np.nanmax(values)),
-            }
-    store = Path(cohort.attrs["store"])
-    return {
-        "store": str(store),
-        "schema": cohort.attrs["schema"],
-        "subjects": int(cohort.sizes["subject"]),
-        "grid": {"kind": grid.kind, "description": grid.describe(), "space": grid.space},
-        "fingerprint": grid.fingerprint,
-        "content": cohort.attrs["content"],
-        "frames": {"min": int(frames.min()), "median": float(np.median(frames)), "max": int(frames.max())},
-        "tr_s": sorted({float(tr) for tr in cohort["tr"].values}),
-        "bytes": sum(f.stat().st_size for f in store.rglob("*") if f.is_file()),
-        "columns": columns,
-        "provenance": {k: v for k, v in cohort.attrs["provenance"].items() if k != "subjects"},
-    }
-
-
 def verify_cohort(path: str | os.PathLike[str]) -> Verification:
     """Read every chunk of a store and list what is wrong.
 
     Checked: presence and checksum of each chunk, NaN, the unit norm of every row and its zero padding, rows of zeros
-    against ``bold_norm``.
+    against ``bold_norm``, and the digest of each subject's rows: a chunk that is sound and another's is found by it.
 
     Parameters
     ----------
@@ -124,9 +86,10 @@ def verify_cohort(path: str | os.PathLike[str]) -> Verification:
     rows = StoredRows(cohort.attrs["store"], str(cohort.attrs["content"]))
     names = [str(name) for name in cohort["subject"].values]
     lengths = cohort["n_time"].values
+    digests = [bytes(d).hex() for d in cohort["digest"].values] if "digest" in cohort else [None] * len(names)
 
     def check(row: int) -> tuple[list[Problem], int]:
-        return _check_subject(rows, row, names[row], int(lengths[row]))
+        return _check_subject(rows, row, names[row], int(lengths[row]), digests[row])
 
     with ThreadPoolExecutor(available_cores()) as pool:
         found = list(pool.map(check, range(len(names))))
@@ -210,8 +173,9 @@ def _first(words: list[str], separator: str) -> str:
     return separator.join(words[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _check_subject(rows: StoredRows, row: int, name: str, n_time: int) -> tuple[list[Problem], int]:
+def _check_subject(rows: StoredRows, row: int, name: str, n_time: int, digest: str | None) -> tuple[list[Problem], int]:
     problems: list[Problem] = []
+    found = Digest()
     norm = None
     try:
         norm = rows.norm(row)
@@ -222,11 +186,17 @@ def _check_subject(rows: StoredRows, row: int, name: str, n_time: int) -> tuple[
     for number, voxels in enumerate(rows.chunks_of_voxels()):
         chunk = f"bold {row}/{number}/0"
         try:
-            values = decode(rows.bold(row, voxels))
+            stored = rows.bold(row, voxels)
+            found.add(stored)
+            values = decode(stored)
         except StoreError as error:
             problems.append(Problem(name, chunk, _reason(error)))
             continue
         problems += [Problem(name, chunk, what) for what in _flaws(values, norm, voxels, n_time)]
+    if norm is not None and not problems:
+        found.add(norm)
+        if digest not in (None, found.text):
+            problems.append(Problem(name, f"bold {row}", "rows that are not those that were written for this subject"))
     return problems, 0 if norm is None else int((norm == 0).sum())
 
 

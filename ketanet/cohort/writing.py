@@ -1,8 +1,8 @@
 """Writing a cohort: begin, write subjects in any order from anywhere, finish.
 
-Everything goes into ``<store>.partial`` beside the store, which is moved into place when the last subject is in, so
-a store either
-is complete or does not exist. A subject counts once its record is there; run again, only the others are written.
+On a disk everything goes into ``<store>.partial`` beside the store, which is moved into place when the last subject is
+in, so a store either is complete or does not exist. On an object store the attributes that make it a cohort come last.
+A subject counts once its record is there; run again, only the others are written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +22,9 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ketanet import spec
+from ketanet.cohort.columns import Digest, Subject, columns_dataset, columns_of
+from ketanet.cohort.places import place_of
 from ketanet.errors import InputError, KetanetError
-from ketanet.files import disk_errors, write_text
 from ketanet.grid import Grid
 from ketanet.kernels.rows import quantise, unit_rows
 
@@ -33,19 +33,9 @@ CHUNK_BYTES = 16 * 2**20
 
 _VOXEL_STEP = 1024  # chunks end on tile borders of the engine
 MIN_SUBJECTS = 3
-RESERVED = frozenset({"bold", "bold_norm", "run", "subject", "voxel", "time", "row", "n_time", "tr", "i", "j", "k"})
-"""Names that a cohort uses itself."""
 MIN_FRAMES = 3
 
-
-@dataclass(frozen=True)
-class Subject:
-    """One person to write: identifier, frames, TR in s, and further columns (strings or numbers)."""
-
-    id: str
-    n_time: int
-    tr: float
-    columns: Mapping[str, Any] = field(default_factory=dict)
+_KEY, _STOPPED, _COMPACTING = "plan.key", "stopped", "compacting.json"  # texts beside the rows
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,10 @@ class CohortPlan:
         Blosc-LZ4 with shuffle. Off by default: it gains a tenth on noise and costs time.
     provenance : mapping
         JSON-ready: sources with checksums, versions, cleaning in words.
+    max_frames : int, optional
+        Size of the dimension time, so that longer subjects can be added later; default the frames of the longest.
+    fewest : int
+        Subjects that there must be.
     """
 
     grid: Grid
@@ -69,11 +63,13 @@ class CohortPlan:
     dtype: str = "int16"
     compress: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    max_frames: int | None = None
+    fewest: int = MIN_SUBJECTS
 
     def __post_init__(self) -> None:
         spec.choice(self.dtype, ("int16", "float32"), "dtype")
-        if len(self.subjects) < MIN_SUBJECTS:
-            raise InputError(f"a cohort needs at least {MIN_SUBJECTS} subjects; {len(self.subjects)} can be used here")
+        if len(self.subjects) < self.fewest:
+            raise InputError(f"a cohort needs at least {self.fewest} subjects; {len(self.subjects)} can be used here")
         seen: set[str] = set()
         for subject in self.subjects:
             if subject.id in seen:
@@ -83,11 +79,15 @@ class CohortPlan:
                 raise InputError(
                     f"subject {subject.id!r} has {subject.n_time} frames; at least {MIN_FRAMES} are needed"
                 )
+            if self.max_frames is not None and subject.n_time > self.max_frames:
+                raise InputError(
+                    f"subject {subject.id!r} has {subject.n_time} frames; at most {self.max_frames} are allowed"
+                )
 
     @property
     def n_frames(self) -> int:
-        """Frames of the longest subject: the size of the dimension time."""
-        return max(s.n_time for s in self.subjects)
+        """Size of the dimension time."""
+        return self.max_frames or max(s.n_time for s in self.subjects)
 
     @property
     def voxels_per_chunk(self) -> int:
@@ -107,6 +107,7 @@ class CohortPlan:
                 "dtype": self.dtype,
                 "compress": self.compress,
                 "provenance": self.provenance,
+                "max_frames": self.max_frames,
             },
             sort_keys=True,
             default=str,
@@ -118,11 +119,13 @@ class CohortWriter:
     """Writes the subjects of a plan. Cheap to make and to pickle: workers make their own from path and plan."""
 
     def __init__(self, path: str | os.PathLike[str], plan: CohortPlan) -> None:
-        self.path = Path(path)
         self.plan = plan
-        self.partial = self.path.with_name(self.path.name + ".partial")
-        self._store = self.partial / "store"
-        self._state = self.partial / "state"
+        self._place = place_of(path)
+
+    @property
+    def path(self) -> Path | str:
+        """Path or address of the finished store."""
+        return self._place.path
 
     def begin(self, *, overwrite: bool = False) -> None:
         """Create the partial store, or continue one of the same plan.
@@ -132,21 +135,29 @@ class CohortWriter:
         InputError
             The store exists, or its folder cannot be written.
         """
-        if self.path.exists() and not overwrite:
+        place = self._place
+        if place.is_taken() and not overwrite and not self._is_moved:
             raise InputError(f"{self.path} exists already; choose another name or remove it first")
-        with disk_errors(self.path):
-            state = self._state / "plan.key"
-            if state.is_file() and state.read_text() == self.plan.key and not self.is_stopped:
+        with place.errors():
+            if self._is_ours and not self.is_stopped:
                 return
-            if self.partial.exists():
-                shutil.rmtree(self.partial)
-            (self._state / "subjects").mkdir(parents=True)
+            place.clear()
             self._create_arrays()
-            state.write_text(self.plan.key)
+            place.write(_KEY, self.plan.key)
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether the partial store is of this plan."""
+        return self._place.read(_KEY) == self.plan.key
+
+    @property
+    def _is_moved(self) -> bool:
+        """Whether an interruption came after the store had got its name: only its state is left to be removed."""
+        return self._place.is_published() and self._is_ours
 
     def _create_arrays(self) -> None:
         plan = self.plan
-        group = zarr.open_group(self._store, mode="a", zarr_format=3)
+        group = zarr.open_group(self._place.store, mode="a", zarr_format=3)
         integer = plan.dtype == "int16"
         codecs: list[Any] = [BloscCodec(cname="lz4", shuffle="shuffle")] if plan.compress else []
         codecs.append(Crc32cCodec())
@@ -180,14 +191,10 @@ class CohortWriter:
     @property
     def pending(self) -> list[int]:
         """Positions of the subjects that are not in yet."""
-        if self._compacting.is_file():
+        if self._place.read(_COMPACTING) is not None or self._is_moved:
             # the last step was interrupted: rows have moved, so none may be written
             return []
-        return [row for row in range(len(self.plan.subjects)) if not self._record_path(row).is_file()]
-
-    @property
-    def _compacting(self) -> Path:
-        return self._state / "compacting.json"
+        return sorted(set(range(len(self.plan.subjects))) - self._place.rows())
 
     def write(
         self,
@@ -196,6 +203,8 @@ class CohortWriter:
         *,
         magnitude: NDArray[np.float64] | None = None,
         facts: Mapping[str, Any] | None = None,
+        run: NDArray[np.int8] | None = None,
+        quality: Mapping[str, float] | None = None,
     ) -> None:
         """Write one subject.
 
@@ -204,11 +213,16 @@ class CohortWriter:
         row : int
             Position in the plan.
         series : array (voxel, time)
-            Cleaned time series.
+            Cleaned time series; of at most as many frames as planned.
         magnitude : array (voxel,), optional
             Largest absolute value before cleaning, to judge rows that hold nothing but rounding.
         facts : mapping, optional
             JSON-ready facts kept in the provenance, such as the checksum of the source.
+        run : int8 array (time,), optional
+            Run that each frame belongs to, counted from 0 and never decreasing; default one run.
+        quality : mapping of str to float, optional
+            Measures that become columns of the subjects, but for those that the subjects' own columns have; missing
+            ones are NaN.
 
         Raises
         ------
@@ -217,30 +231,31 @@ class CohortWriter:
         """
         subject = self.plan.subjects[row]
         self._check(subject, series)
-        rows, norm = unit_rows(series, magnitude=magnitude)
+        runs = [series.shape[1]] if run is None else _run_lengths(run, series.shape[1])
+        padded, norm, digest = stored_form(series, magnitude, self.plan.dtype, self.plan.n_frames)
         if not norm.any():
             raise InputError(f"subject {subject.id!r}: every time series is constant; there is no signal to use")
-        stored = quantise(rows) if self.plan.dtype == "int16" else rows
-        padded = np.zeros((stored.shape[0], self.plan.n_frames), stored.dtype)
-        padded[:, : stored.shape[1]] = stored
-        digest = hashlib.blake2b(padded.tobytes(), digest_size=16)
-        digest.update(norm.tobytes())
-        with disk_errors(self.path):
-            group = zarr.open_group(self._store, mode="r+")
+        with self._place.errors():
+            group = zarr.open_group(self._place.store, mode="r+", zarr_format=3)
             group["bold"][row] = padded  # type: ignore[index]
             group["bold_norm"][row] = norm  # type: ignore[index]
             record = {
-                "n_time": int(stored.shape[1]),
-                "n_flat": int((norm == 0).sum()),
-                "digest": digest.hexdigest(),
+                "n_time": int(series.shape[1]),
+                "runs": runs,
+                "quality": {name: float(value) for name, value in (quality or {}).items()},
+                "digest": digest,
                 "facts": dict(facts or {}),
             }
-            write_text(self._record_path(row), json.dumps(record))
+            self._place.write(_record_name(row), json.dumps(record))
 
     def _check(self, subject: Subject, series: NDArray[Any]) -> None:
         expected = (self.plan.grid.n_voxels, subject.n_time)
-        if series.shape != expected:
+        if series.ndim != 2 or len(series) != expected[0] or series.shape[1] > expected[1]:
             raise InputError(f"subject {subject.id!r}: time series of shape {series.shape}, expected {expected}")
+        if series.shape[1] < MIN_FRAMES:
+            raise InputError(
+                f"subject {subject.id!r}: {series.shape[1]} frames are left; at least {MIN_FRAMES} are needed"
+            )
         finite = np.isfinite(series).all(axis=1)
         if not finite.all():
             raise InputError(
@@ -248,7 +263,7 @@ class CohortWriter:
                 "time series; mend the image or restrict the mask"
             )
 
-    def finish(self, *, skipped: Mapping[str, str] | None = None, overwrite: bool = False) -> Path:
+    def finish(self, *, skipped: Mapping[str, str] | None = None, overwrite: bool = False) -> Path | str:
         """Complete the store and give it its name.
 
         Parameters
@@ -258,126 +273,102 @@ class CohortWriter:
         overwrite : bool
             Replace a store of the same name.
 
+        Returns
+        -------
+        Path or str
+            The store: a path, or an address.
+
         Raises
         ------
         InputError
-            Fewer than three subjects are left.
+            Fewer subjects are left than there must be.
         KetanetError
             A subject is missing that was not skipped.
         """
+        if self._is_moved:
+            self._place.forget()
+            return self.path
         reasons = dict(skipped or {})
-        if self._compacting.is_file():
-            reasons = json.loads(self._compacting.read_text(encoding="utf-8"))
+        if (begun := self._place.read(_COMPACTING)) is not None:
+            reasons = json.loads(begun)
         kept = [row for row, s in enumerate(self.plan.subjects) if s.id not in reasons]
-        missing = [self.plan.subjects[row].id for row in kept if not self._record_path(row).is_file()]
+        written = self._place.rows()
+        missing = [self.plan.subjects[row].id for row in kept if row not in written]
         if missing:
             raise KetanetError(f"subjects not written yet: {', '.join(missing[:5])}; run again to continue")
-        if len(kept) < MIN_SUBJECTS:
+        if len(kept) < self.plan.fewest:
             raise InputError(
-                f"only {len(kept)} subjects can be used, at least {MIN_SUBJECTS} are needed: "
+                f"only {len(kept)} subjects can be used, at least {self.plan.fewest} are needed: "
                 + "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3])
             )
-        with disk_errors(self.path):
+        with self._place.errors():
             self._compact(kept, reasons)
-            records = [json.loads(self._record_path(row).read_text()) for row in kept]
-            self._write_columns([self.plan.subjects[row] for row in kept], records, reasons)
-            if overwrite and self.path.exists():
-                shutil.rmtree(self.path)
-            self._store.rename(self.path)
-            shutil.rmtree(self.partial)
+            self._place.publish(self._columns(kept, reasons), overwrite=overwrite)
+            self._place.forget()
         return self.path
 
     def stop(self) -> None:
         """Tell whoever writes this store, on any worker, to write no more subjects."""
-        (self._state / "stopped").touch()
+        self._place.write(_STOPPED, "")
 
     @property
     def is_stopped(self) -> bool:
         """Whether :meth:`stop` was called."""
-        return (self._state / "stopped").exists()
+        return self._place.read(_STOPPED) is not None
 
     def discard(self) -> None:
         """Remove the partial store."""
-        shutil.rmtree(self.partial, ignore_errors=True)
+        self._place.discard()
 
     def _compact(self, kept: Sequence[int], reasons: Mapping[str, str]) -> None:
         """Close the gaps that skipped subjects leave; safe to repeat after an interruption."""
         if len(kept) == len(self.plan.subjects):
             return
-        folders = [self._store / name / "c" for name in ("bold", "bold_norm")]
-        if not self._compacting.exists():
-            for row in set(range(len(self.plan.subjects))) - set(kept):
-                for folder in folders:
-                    shutil.rmtree(folder / str(row), ignore_errors=True)
-            write_text(self._compacting, json.dumps(reasons))
-        for position, row in enumerate(kept):
-            for folder in folders:
-                # a target that exists was moved before; rows only ever move down, in order
-                if position != row and not (folder / str(position)).exists():
-                    (folder / str(row)).rename(folder / str(position))
-        group = zarr.open_group(self._store, mode="r+")
+        if self._place.read(_COMPACTING) is None:
+            self._place.drop_rows(sorted(set(range(len(self.plan.subjects))) - set(kept)))
+            self._place.write(_COMPACTING, json.dumps(reasons))
+        self._place.move_rows(kept)
+        group = zarr.open_group(self._place.store, mode="r+", zarr_format=3)
         for name in ("bold", "bold_norm"):
             array = group[name]
             array.resize((len(kept), *array.shape[1:]))  # type: ignore[union-attr]
 
-    def _write_columns(
-        self, subjects: Sequence[Subject], records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]
-    ) -> None:
-        grid = self.plan.grid
-        n_time = np.array([r["n_time"] for r in records], np.int32)
-        frames = np.arange(self.plan.n_frames)
-        columns: dict[str, Any] = {
-            "subject": np.array([s.id for s in subjects], object),
-            "n_time": n_time,
-            "tr": np.array([s.tr for s in subjects], np.float64),
-        }
-        names = dict.fromkeys(name for s in subjects for name in s.columns)
-        for name in names:
-            if name in RESERVED or "/" in name or not name:
-                raise InputError(f"a subject column cannot be called {name!r}: a cohort uses that name; rename it")
-        columns |= {name: as_column([s.columns.get(name) for s in subjects]) for name in names}
-        columns.setdefault("mean_fd", np.full(len(subjects), np.nan))
-        if columns["mean_fd"].dtype.kind != "f":
-            raise InputError("the column mean_fd holds text; it is the mean framewise displacement in mm")
-        coords: dict[str, Any] = {
-            name: xr.DataArray(values, dims="subject", attrs=spec.attrs_of("cohort", name))
-            for name, values in columns.items()
-        }
-        coords |= {
-            axis: ("voxel", grid.lattice_index[:, number], {"long_name": f"image index {axis}"})
-            for number, axis in enumerate("ijk")
-        }
-        run = np.where(frames < n_time[:, None], 0, -1).astype(np.int8)
-        content = hashlib.sha256("".join([grid.fingerprint, *(r["digest"] for r in records)]).encode())
-        content.update("\n".join(s.id for s in subjects).encode())
+    def _columns(self, kept: Sequence[int], skipped: Mapping[str, str]) -> xr.Dataset:
+        subjects = [self.plan.subjects[row] for row in kept]
+        records = [json.loads(self._place.read(_record_name(row)) or "{}") for row in kept]
         facts = {s.id: r["facts"] for s, r in zip(subjects, records, strict=True) if r["facts"]}
-        attrs = {
-            "kind": "cohort",
-            "schema": spec.SCHEMA_VERSION,
-            "space": grid.space,
-            "affine": grid.affine.tolist(),
-            "shape": list(grid.shape),
-            "fingerprint": grid.fingerprint,
-            "content": content.hexdigest()[:32],
-            "grid": grid.to_attrs(),
-            "provenance": dict(self.plan.provenance) | {"subjects": facts, "skipped": dict(skipped)},
-        }
-        dataset = xr.Dataset(
-            {"run": (("subject", "time"), run, spec.attrs_of("cohort", "run"))}, coords=coords, attrs=attrs
-        )
-        for entry in self._store.iterdir():
-            # columns of an interrupted attempt
-            if entry.is_dir() and entry.name not in ("bold", "bold_norm"):
-                shutil.rmtree(entry)
-        encoding = {name: {"compressors": [Crc32cCodec()], "write_empty_chunks": True} for name in dataset.variables}
-        dataset.to_zarr(self._store, mode="a", zarr_format=3, consolidated=False, encoding=encoding)
-
-    def _record_path(self, row: int) -> Path:
-        return self._state / "subjects" / f"{row}.json"
+        provenance = dict(self.plan.provenance) | {"subjects": facts, "skipped": dict(skipped)}
+        return columns_dataset(columns_of(subjects, records, self.plan.n_frames), self.plan.grid, provenance)
 
 
-def as_column(values: Sequence[Any]) -> NDArray[Any]:
-    """Numbers as float64 (missing: NaN) when all are numbers, else text (missing: empty)."""
-    if all(v is None or isinstance(v, int | float | np.number) for v in values):
-        return np.array([np.nan if v is None else float(v) for v in values])
-    return np.array(["" if v is None else str(v) for v in values], object)
+def stored_form(
+    series: NDArray[np.float32] | NDArray[np.float64], magnitude: NDArray[np.float64] | None, dtype: str, n_frames: int
+) -> tuple[NDArray[Any], NDArray[np.float32], str]:
+    """A subject as it is stored.
+
+    Returns
+    -------
+    rows : array (voxel, `n_frames`)
+        Of `dtype`, padded with zeros.
+    norm : float32 array (voxel,)
+    digest : str
+        Of both.
+    """
+    rows, norm = unit_rows(series, magnitude=magnitude)
+    stored = quantise(rows) if dtype == "int16" else rows
+    padded = np.zeros((len(stored), n_frames), stored.dtype)
+    padded[:, : stored.shape[1]] = stored
+    digest = Digest()
+    digest.add(padded)
+    digest.add(norm)
+    return padded, norm, digest.text
+
+
+def _record_name(row: int) -> str:
+    return f"subjects/{row}.json"
+
+
+def _run_lengths(run: NDArray[np.int8], n_time: int) -> list[int]:
+    if run.shape != (n_time,) or (np.diff(run) < 0).any() or run.min() < 0:
+        raise ValueError(f"runs of shape {run.shape} for {n_time} frames: counted from 0, and never decreasing")
+    return [int(n) for n in np.bincount(run)]

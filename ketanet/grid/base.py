@@ -49,6 +49,10 @@ class Grid(ABC):
     kind: ClassVar[str]
     has_extent: ClassVar[bool]
     """Whether clusters of neighbouring elements mean something here."""
+    suffix: ClassVar[str] = ".nii.gz"
+    """Ending of the images that :meth:`save` writes."""
+    place: ClassVar[str] = "voxel"
+    """What sizes are counted in: an element stands for one or more of these."""
 
     def __init__(
         self, shape: tuple[int, ...], affine: NDArray[np.float64], element_of: NDArray[np.int64], space: str
@@ -70,6 +74,26 @@ class Grid(ABC):
     @abstractmethod
     def describe(self) -> str:
         """One phrase for people."""
+
+    @property
+    def element(self) -> str:
+        """What a value belongs to, in words."""
+        return "voxel"
+
+    @property
+    def blind_spot(self) -> str:
+        """What of the grid has no position, in words; empty where all has one."""
+        return ""
+
+    @property
+    def place_element(self) -> NDArray[np.int64]:
+        """Element that each place belongs to, -1 for none, (place,); the places are the voxels of the lattice."""
+        return self.element_of
+
+    @property
+    def shown(self) -> NDArray[np.int64]:
+        """Element that a picture shows at each lattice voxel, -1 for none, (lattice voxel,)."""
+        return self.element_of
 
     @cached_property
     def painted(self) -> NDArray[np.int64]:
@@ -96,6 +120,15 @@ class Grid(ABC):
     def voxel_volume(self) -> float:
         """Volume of a lattice voxel in mm^3."""
         return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    def volume_of(self, elements: NDArray[Any]) -> float:
+        """Volume in mm^3 that elements fill, given as positions or as bool (voxel,)."""
+        return float(self.painted[elements].sum() * self.voxel_volume)
+
+    def positions_of(self, element: int) -> NDArray[np.float64]:
+        """Known positions in mm of the places of an element, (place, 3); NaN where none is."""
+        index = np.stack(np.unravel_index(np.flatnonzero(self.element_of == element), self.shape), axis=1)
+        return np.asarray(index @ self.affine[:3, :3].T + self.affine[:3, 3])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -246,14 +279,15 @@ def grid_from_attrs(attrs: dict[str, Any]) -> Grid:
 @lru_cache(maxsize=8)
 def _grid_from_text(text: str) -> Grid:
     """A store's grid is asked for again and again, and costs milliseconds to rebuild."""
+    from ketanet.grid.grayordinates import GrayordinateGrid
     from ketanet.grid.parcels import ParcelGrid
     from ketanet.grid.volume import VolumeGrid
 
     attrs = json.loads(text)
-    kinds: dict[str, type[VolumeGrid] | type[ParcelGrid]] = {g.kind: g for g in (VolumeGrid, ParcelGrid)}
+    kinds: dict[str, Any] = {g.kind: g for g in (VolumeGrid, ParcelGrid, GrayordinateGrid)}
     try:
         grid: Grid = kinds[attrs["kind"]].from_attrs(attrs)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError) as error:
         raise StoreError(f"the grid in the store cannot be read ({error!r}); the store is damaged") from error
     if attrs.get("fingerprint", grid.fingerprint) != grid.fingerprint:
         raise StoreError("the grid in the store does not match its own fingerprint; the store is damaged")
@@ -261,9 +295,13 @@ def _grid_from_text(text: str) -> Grid:
 
 
 def load_grid(path: str | os.PathLike[str]) -> Grid:
-    """Volume grid of an image: its nonzero voxels are the mask."""
+    """Volume grid of an image, whose nonzero voxels are the mask; or grayordinates of a CIFTI-2 file."""
+    from ketanet.grid.cifti import is_cifti
+    from ketanet.grid.grayordinates import GrayordinateGrid
     from ketanet.grid.volume import VolumeGrid
 
+    if is_cifti(path):
+        return GrayordinateGrid.from_file(path)
     return VolumeGrid.from_image(Path(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ketanet.errors import InputError
 from ketanet.files import disk_errors
+
+_MOST_DEFLATED = 1032
+"""Bytes that one byte of gzip can stand for at most."""
 
 
 def load_image(path: str | os.PathLike[str], *, ndim: int | None = None) -> Any:
@@ -33,7 +38,8 @@ def load_image(path: str | os.PathLike[str], *, ndim: int | None = None) -> Any:
     Raises
     ------
     InputError
-        The file is missing, empty, no NIfTI image, has another number of dimensions or a non-finite affine.
+        The file is missing, empty, no NIfTI image, has another number of dimensions or a non-finite affine, or cannot
+        hold what its header promises.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,7 +62,28 @@ def load_image(path: str | os.PathLike[str], *, ndim: int | None = None) -> Any:
         if not (ndim == 4 and len(shape) == 4):
             raise InputError(f"{path}: a {ndim}D image is needed, this one has shape {shape}")
         raise InputError(f"{path}: a 4D image with several volumes is needed, this one has {shape[3]}")
+    _require_bytes(image, path)
     return image
+
+
+def _require_bytes(image: Any, path: Path) -> None:
+    """Raise an InputError where a file cannot hold what the header of the image promises; nothing is read."""
+    proxy = image.dataobj
+    if not isinstance(proxy, ArrayProxy) or not isinstance(proxy.file_like, str):
+        return
+    file = Path(proxy.file_like)
+    if not file.is_file():
+        raise InputError(f"{path}: its values should be in {file.name}, which is not there")
+    promised = int(proxy.offset) + math.prod(int(n) for n in proxy.shape) * proxy.dtype.itemsize
+    size, ending = file.stat().st_size, file.suffix.lower()
+    if ending in (".bz2", ".zst"):
+        return
+    most = size * _MOST_DEFLATED if ending in (".gz", ".mgz") else size
+    if promised > most:
+        raise InputError(
+            f"{path}: truncated or damaged: its header promises {promised:,} bytes, {file.name} has {size:,}"
+            + (" (compressed)" if most > size else "")
+        )
 
 
 def read_values(image: Any, *, dtype: DTypeLike | None = None) -> NDArray[Any]:
@@ -69,7 +96,7 @@ def read_values(image: Any, *, dtype: DTypeLike | None = None) -> NDArray[Any]:
     """
     try:
         values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
         raise InputError(f"{image.get_filename()}: truncated or damaged ({_first_line(error)})") from error
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]

@@ -72,6 +72,10 @@ class ParcelGrid(Grid):
     def n_voxels(self) -> int:
         return len(self.labels)
 
+    @property
+    def element(self) -> str:
+        return "parcel"
+
     def to_attrs(self) -> dict[str, Any]:
         packed = zlib.compress((self.element_of + 1).astype("<i4").tobytes(), 6)
         return {

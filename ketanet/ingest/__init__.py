@@ -1,8 +1,35 @@
 """From the files a laboratory has to a cohort store. One module per source; the writer knows no format."""
 
+from ketanet.ingest.cifti import CiftiSource
+from ketanet.ingest.denoise import Denoise
+from ketanet.ingest.fmriprep import FmriprepSource
+from ketanet.ingest.lacuna import LacunaSource
+from ketanet.ingest.leaddbs import LeadDbsSource
 from ketanet.ingest.nifti import NiftiSource
+from ketanet.ingest.nimlab import NimlabSource
 from ketanet.ingest.parcels import ParcelSource
 from ketanet.ingest.run import ingest_cohort
-from ketanet.ingest.source import Record, Scan, Source
+from ketanet.ingest.source import Nuisance, Record, Run, Scan, Source
+from ketanet.ingest.verifying import SourceVerification, verify_sources
+from ketanet.ingest.xcpd import XcpdParcelSource, XcpdSource
 
-__all__ = ["NiftiSource", "ParcelSource", "Record", "Scan", "Source", "ingest_cohort"]
+__all__ = [
+    "CiftiSource",
+    "Denoise",
+    "FmriprepSource",
+    "LacunaSource",
+    "LeadDbsSource",
+    "NiftiSource",
+    "NimlabSource",
+    "Nuisance",
+    "ParcelSource",
+    "Record",
+    "Run",
+    "Scan",
+    "Source",
+    "SourceVerification",
+    "XcpdParcelSource",
+    "XcpdSource",
+    "ingest_cohort",
+    "verify_sources",
+]

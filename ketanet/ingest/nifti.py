@@ -1,10 +1,12 @@
-"""4D NIfTI images, one per subject, within a mask."""
+"""Folders of NIfTI images within a mask: 4D images or folders of 3D volumes, with motion parameters beside them."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
-import zlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,26 +16,39 @@ from numpy.typing import NDArray
 
 from ketanet.errors import InputError
 from ketanet.grid import VolumeGrid, load_image
-from ketanet.grid.base import lattice_words
-from ketanet.ingest.source import Record, Scan, check_tr, checksum, find_files
+from ketanet.ingest.confounds import load_confounds_table, load_motion_file
+from ketanet.ingest.derivatives import check_one_tr, header_tr
+from ketanet.ingest.images import natural, read_series, volumes_of
+from ketanet.ingest.lattices import GRID_NAMES, load_target_grid, places_of
+from ketanet.ingest.patterns import Match, check_pattern, fields_of, find_matches
+from ketanet.ingest.source import Nuisance, Record, Run, Scan, check_tr, checksum
 
 DEFAULT_PATTERN = "{subject}.nii.gz"
+_LABELS = {"session": "ses", "run": "run"}
 
 
 class NiftiSource:
-    """A folder (or list) of 4D images.
+    """A tree (or list) of images, as DPABI and others write them.
 
     Parameters
     ----------
     images : path or sequence of paths
-        A folder, searched by `pattern`; or image files, or a ``.txt`` file that lists them one a line, whose names
-        without extension are the subjects.
-    mask : path
-        3D image; its nonzero voxels are kept. Every image must have its shape and affine.
-    pattern : str
-        Where in the folder the images lie, with ``{subject}`` for the subject's name.
+        A folder, searched by `pattern`; or images (or folders of 3D volumes), or a ``.txt`` file that lists them one a
+        line, whose names without extension are the subjects.
+    mask : path, optional
+        3D image; its nonzero voxels are kept. Every image must have its lattice, in any orientation.
+    grid : path, {"mni-2mm", "mni-3mm"}, optional
+        Instead of `mask`: images on other lattices are interpolated linearly onto this one, run by run. See
+        :func:`~ketanet.ingest.lattices.load_target_grid`.
+    pattern : str, optional
+        Where in the folder the images lie, with ``{subject}`` for the subject's name, and ``{session}`` and ``{run}``
+        where there are several: ``FunImgARWS/{subject}/*.nii``. 3D volumes of one folder are one run. See
+        :func:`~ketanet.ingest.patterns.find_matches`. Default ``{subject}.nii.gz``.
     tr : float, optional
-        Repetition time in s; default from the headers.
+        Repetition time in s; default from the headers (3D volumes have none).
+    confounds : str, optional
+        Where in the folder the motion parameters (``rp_*.txt``, ``*.par``, ``*.1D``) or tables of confounds (``.tsv``)
+        of the runs lie: ``RealignParameter/{subject}/rp_*.txt``.
     space : str
         Name of the template space.
     """
@@ -44,105 +59,199 @@ class NiftiSource:
         self,
         images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
-        mask: str | os.PathLike[str] | None,
+        mask: str | os.PathLike[str] | None = None,
+        grid: str | os.PathLike[str] | None = None,
         pattern: str | None = None,
         tr: float | None = None,
+        confounds: str | None = None,
         space: str = "MNI",
     ) -> None:
-        if mask is None:
-            raise InputError("NIfTI images need a mask (--mask IMAGE): its nonzero voxels make the grid")
+        if (mask is None) == (grid is None):
+            raise InputError(
+                "NIfTI images need a mask (--mask IMAGE) whose nonzero voxels make the grid, or a grid to be resampled "
+                f"onto (--grid IMAGE, or {' or '.join(GRID_NAMES)}), and not both"
+            )
         self.images = images
-        self.mask = Path(mask)
+        self.mask = None if mask is None else Path(mask)
+        self.target = None if grid is None else os.fspath(grid)
         self.pattern = pattern or DEFAULT_PATTERN
         self.tr = tr
+        self.confounds = confounds
         self.space = space
 
     @cached_property
     def grid(self) -> VolumeGrid:
-        """Voxels of the mask."""
-        return VolumeGrid.from_image(self.mask, self.space)
+        """Voxels of the mask, or of the grid to resample onto."""
+        if self.mask is not None:
+            return VolumeGrid.from_image(self.mask, self.space)
+        assert self.target is not None
+        return load_target_grid(self.target, self.space)
 
-    @cached_property
-    def _file_order(self) -> NDArray[np.int64]:
-        """Position of each grid voxel in the file, where the first axis runs fastest."""
-        flat = np.flatnonzero(self.grid.element_of >= 0)
-        ijk = np.unravel_index(flat, self.grid.shape)
-        return np.ravel_multi_index(ijk, self.grid.shape, order="F")
+    # --- finding
 
     def scan(self) -> Scan:
         """Find the images and check their headers."""
         check_tr(self.tr)
         _ = self.grid  # a mask that cannot be used is no subject's fault
-        found: dict[str, list[Path]] = {}
-        for subject, path in self._listed():
-            found.setdefault(subject, []).append(path)
-        if not found:
+        matches: dict[str, list[Match]] = {}
+        for match in self._listed():
+            matches.setdefault(match.fields["subject"], []).append(match)
+        if not matches:
             raise InputError(f"{self.images}: no image; none is listed, or none matches the pattern {self.pattern!r}")
+        tables = self._tables()
         records, bad = [], {}
-        for subject, paths in found.items():
+        for subject, found in matches.items():
             try:
-                if len(paths) > 1:
-                    names = ", ".join(p.name for p in paths)
-                    raise InputError(f"subject {subject!r} has several images ({names}); make the pattern match one")
-                records.append(self._record(subject, paths[0]))
+                runs = tuple(self._runs(subject, found, tables))
+                check_one_tr(subject, runs)
+                records.append(Record(subject, runs))
             except InputError as error:
                 bad[subject] = str(error)
         return Scan(records, bad)
 
-    def _listed(self) -> list[tuple[str, Path]]:
-        if not isinstance(self.images, str | os.PathLike):
-            paths = [Path(p) for p in self.images]
-        elif Path(self.images).suffix == ".txt" and Path(self.images).is_file():
+    @property
+    def _folder(self) -> Path | None:
+        """The folder that is searched; None for a list."""
+        if not isinstance(self.images, str | os.PathLike) or self._is_listing:
+            return None
+        return Path(self.images)
+
+    @property
+    def _is_listing(self) -> bool:
+        path = self.images
+        return isinstance(path, str | os.PathLike) and Path(path).suffix == ".txt" and Path(path).is_file()
+
+    def _listed(self) -> list[Match]:
+        if self._folder is not None:
+            return find_matches(self._folder, self.pattern)
+        if isinstance(self.images, str | os.PathLike):
             listing = Path(self.images)
             lines = (line.strip() for line in listing.read_text(encoding="utf-8").splitlines())
             paths = [listing.parent / line for line in lines if line]
         else:
-            return list(find_files(Path(self.images), self.pattern))
-        return [(p.name.removesuffix(".gz").removesuffix(".nii"), p) for p in paths]
+            paths = [Path(p) for p in self.images]
+        return [Match(p, {"subject": re.sub(r"\.(nii|img|hdr)?(\.gz)?$", "", p.name)}) for p in paths]
 
-    def _record(self, subject: str, path: Path) -> Record:
-        image = load_image(path, ndim=4)
-        shape, grid = tuple(image.shape), self.grid
-        if shape[:3] != grid.shape or not np.allclose(image.affine, grid.affine, atol=1e-3):
+    def _tables(self) -> list[Match]:
+        """Tables of confounds of all runs."""
+        if self.confounds is None:
+            return []
+        if self._folder is None:
+            raise InputError("confounds are found by a pattern below a folder; give the folder of the images")
+        check_pattern(self.confounds, self._folder)
+        return find_matches(self._folder, self.confounds)
+
+    def _runs(self, subject: str, found: Sequence[Match], tables: Sequence[Match]) -> Iterator[Run]:
+        """Runs of a subject, in order."""
+        by_run: dict[tuple[str, ...], list[Match]] = {}
+        for match in found:
+            by_run.setdefault(tuple(match.fields.get(name, "") for name in _LABELS), []).append(match)
+        for key in sorted(by_run, key=lambda names: [natural(name) for name in names]):
+            own = by_run[key]
+            label = "_".join(f"{word}-{name}" for word, name in zip(_LABELS.values(), key, strict=True) if name)
+            files = volumes_of(own[0].path if len(own) == 1 else [m.path for m in own])
+            n_time, tr = self._measure(subject, files)
+            table = self._table(subject, own[0], tables)
+            if len(files) == 1:
+                yield Run(str(files[0]), n_time, tr, label, table)
+            else:
+                yield Run(str(files[0].parent), n_time, tr, label, table, tuple(f.name for f in files))
+
+    def _measure(self, subject: str, files: Sequence[Path]) -> tuple[int, float]:
+        """Frames and repetition time of the files of a run, which are on the grid."""
+        path = files[0]
+        image = load_image(path, ndim=4 if len(files) == 1 else None)
+        is_3d = math.prod(image.shape[3:]) == 1
+        if len(files) > 1 and not (is_3d and len({file.parent for file in files}) == 1):
+            listed = ", ".join(self._relative(file) for file in files[:4]) + (", ..." if len(files) > 4 else "")
             raise InputError(
-                f"{path}: the image (shape {shape[:3]}, {lattice_words(image.affine)}) is not on the grid of the mask "
-                f"(shape {grid.shape}, {lattice_words(grid.affine)}); resample it first"
+                f"subject {subject!r} has several images ({listed}); make the pattern match one, or put {{session}} or "
+                "{run} where they differ"
             )
-        return Record(subject, shape[3], self._repetition_time(image, path), str(path))
-
-    def _repetition_time(self, image: Any, path: Path) -> float:
-        if self.tr is not None:
-            return float(self.tr)
-        tr = float(image.header.get_zooms()[3])
-        unit = image.header.get_xyzt_units()[1] if hasattr(image.header, "get_xyzt_units") else "sec"
-        tr *= {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0)
-        if not np.isfinite(tr) or tr <= 0:
-            raise InputError(f"{path}: the header gives no repetition time (TR is {tr:g}); give it with --tr")
-        return tr
-
-    def read(self, record: Record) -> NDArray[np.float32] | NDArray[np.float64]:
-        """Time series (voxel, time) within the mask; scaling is applied after masking, to spare memory."""
-        image = load_image(record.path, ndim=4)
         try:
-            raw = np.asarray(image.dataobj.get_unscaled())
-        except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{record.path}: truncated or damaged ({reason})") from error
-        frames = raw.reshape(-1, raw.shape[3], order="F").T
-        series: NDArray[Any] = np.take(frames, self._file_order, axis=1).T
-        slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
-        if (slope, inter) != (1.0, 0.0):
-            series = series * slope + inter
-        return series if series.dtype in (np.float32, np.float64) else series.astype(np.float32)
+            places_of(self.grid, image.shape, image.affine, resample=self.target is not None)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        n_time = len(files) if len(files) > 1 else image.shape[3]
+        if self.tr is not None:
+            return n_time, float(self.tr)
+        tr = None if is_3d else header_tr(image)
+        if tr is None:
+            found = "3D volumes have none" if is_3d else f"TR is {image.header.get_zooms()[3]:g}"
+            raise InputError(f"{path}: the header gives no repetition time ({found}); give it with --tr")
+        return n_time, tr
 
-    def facts(self, record: Record) -> dict[str, Any]:
-        """Name and checksum of the subject's image."""
-        return {"file": Path(record.path).name, "sha256": checksum(record.path)}
+    def _table(self, subject: str, match: Match, tables: Sequence[Match]) -> str | None:
+        """The table of confounds whose fields are those of a run."""
+        if self.confounds is None:
+            return None
+        names = [name for name in fields_of(self.confounds) if name in match.fields]
+        own = [t.path for t in tables if all(t.fields[name] == match.fields[name] for name in names)]
+        if len(own) != 1:
+            listed = f"several match ({', '.join(map(self._relative, own[:4]))})" if own else "none matches"
+            raise InputError(
+                f"{match.path}: confounds of subject {subject!r} for the pattern {self.confounds!r}: {listed}; "
+                "one a run is needed"
+            )
+        return str(own[0])
+
+    def _relative(self, path: Path) -> str:
+        return path.name if self._folder is None else path.relative_to(self._folder).as_posix()
+
+    # --- reading
+
+    def read(self, run: Run) -> NDArray[np.float32] | NDArray[np.float64]:
+        """Time series (voxel, time) within the mask."""
+        return read_series(_files(run), self.grid, resample=self.target is not None)
+
+    def nuisance(self, run: Run, strategy: str | None) -> Nuisance:
+        """Motion parameters, or confounds by a named strategy, of the run's table."""
+        if run.confounds is None:
+            if strategy is not None:
+                raise InputError(
+                    f"{run.path}: there is no confounds table for --denoise {strategy}; say where: --confounds PATTERN"
+                )
+            return Nuisance.none(run.n_time)
+        load = load_confounds_table if run.confounds.endswith(".tsv") else load_motion_file
+        return load(run.confounds, strategy, run.n_time)
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """Name and checksum of a run's files; of 3D volumes, that of all, one behind the other."""
+        facts: dict[str, Any] = {"file": self._relative(Path(run.path)), "sha256": _checksum_of(_files(run))}
+        if run.extra:
+            facts["volumes"] = len(run.extra)
+        if run.confounds is not None:
+            facts |= {"confounds": self._relative(Path(run.confounds)), "confounds_sha256": checksum(run.confounds)}
+        return facts
 
     def describe(self) -> dict[str, Any]:
         """Account of the source for the provenance."""
-        return {
+        account: dict[str, Any] = {
             "source": self.name,
-            "pattern": self.pattern if isinstance(self.images, str | os.PathLike) else "listed files",
-            "mask": {"file": self.mask.name, "sha256": checksum(self.mask)},
+            "pattern": "listed files" if self._folder is None else self.pattern,
         }
+        if self.confounds is not None:
+            account["confounds"] = self.confounds
+        if self.mask is not None:
+            return account | {"mask": {"file": self.mask.name, "sha256": checksum(self.mask)}}
+        assert self.target is not None
+        named = {"name": self.target}
+        if self.target not in GRID_NAMES:
+            named = {"file": Path(self.target).name, "sha256": checksum(self.target)}
+        return account | {"grid": named | {"interpolation": "linear where an image is on another lattice"}}
+
+
+def _files(run: Run) -> list[Path]:
+    """Images of a run: one, or its 3D volumes in order."""
+    folder = Path(run.path)
+    return [folder / name for name in run.extra] or [folder]
+
+
+def _checksum_of(paths: Sequence[Path]) -> str:
+    """SHA-256 of files, one behind the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()

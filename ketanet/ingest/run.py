@@ -6,39 +6,52 @@ import os
 import platform
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ketanet import __version__
-from ketanet.cohort import CohortPlan, CohortWriter, Series, Subject, fill
+from ketanet.cohort import Appending, CohortPlan, CohortWriter, Series, Subject, fill
+from ketanet.cohort.columns import RESERVED, as_column
 from ketanet.cohort.selection import evaluate
-from ketanet.cohort.writing import MIN_FRAMES, RESERVED, as_column
+from ketanet.cohort.writing import MIN_FRAMES
 from ketanet.errors import InputError, KetanetWarning, StoreError
+from ketanet.ingest.adding import only_new, require_same_settings
+from ketanet.ingest.denoise import Denoise, clean_run, join_runs
+from ketanet.ingest.quality import run_quality, subject_facts, subject_quality
 from ketanet.ingest.source import Record, Scan, Source
-from ketanet.kernels.rows import regress_global
+from ketanet.lock import locked
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """Reads and cleans one subject; travels to the workers."""
 
     source: Source
     records: tuple[Record, ...]
-    global_signal: bool
+    denoise: Denoise
 
     def __call__(self, row: int) -> Series:
         record = self.records[row]
-        values = self.source.read(record)
-        magnitude = None
-        if self.global_signal:
-            if not np.isfinite(values).all():
-                raise InputError(f"subject {record.subject!r}: NaN or infinite values; the global signal needs numbers")
-            magnitude = np.abs(values).max(axis=1).astype(np.float64)
-            values = regress_global(values)
-        return Series(values, magnitude, self.source.facts(record))
+        runs, measures = [], []
+        for run in record.runs:
+            raw = self.source.read(run)
+            if not np.isfinite(raw).all():
+                bad = int((~np.isfinite(raw)).any(axis=1).sum())
+                raise InputError(
+                    f"subject {record.subject!r}: NaN or infinite values in {bad} of {len(raw)} time series; "
+                    "mend the file or restrict the mask"
+                )
+            nuisance = self.source.nuisance(run, self.denoise.strategy)
+            runs.append(clean_run(raw, run, nuisance, self.source.grid, self.denoise))
+            measures.append(run_quality(raw, nuisance, runs[-1], self.source.grid))
+            del raw
+        values, magnitude, run_of_frame = join_runs(runs, subject=record.subject, min_frames=self.denoise.min_frames)
+        of_runs = [self.source.facts(run) for run in record.runs]
+        facts = (of_runs[0] if len(of_runs) == 1 else {"runs": of_runs}) | subject_facts(measures)
+        return Series(values, magnitude, facts, run_of_frame, subject_quality(measures))
 
 
 def ingest_cohort(
@@ -47,79 +60,134 @@ def ingest_cohort(
     *,
     participants: str | os.PathLike[str] | None = None,
     exclude: str | None = None,
+    denoise: Denoise | None = None,
     global_signal: bool = False,
     dtype: str = "int16",
     compress: bool = False,
     skip_bad: bool = False,
-) -> Path:
+    max_frames: int | None = None,
+    append: bool = False,
+) -> Path | str:
     """Write a cohort store from a source; run again after an interruption, it continues.
+
+    While it runs, ``<store>.lock`` keeps others from writing the same store.
 
     Parameters
     ----------
     source : Source
         Such as :class:`NiftiSource` or :class:`ParcelSource`.
     path : path
-        Store to make; must not exist.
+        Store to make, or its address on an object store such as ``s3://bucket/healthy.zarr``; must not exist, unless
+        `append`.
     participants : path, optional
         ``participants.tsv``; its columns become columns of the subjects.
+        Where a measure of the ingestion has the name of one of them, the table's column is kept.
     exclude : str, optional
         Expression over those columns; subjects for which it holds are left out.
+    denoise : Denoise, optional
+        What is done to the series; default nothing.
     global_signal : bool
-        Regress the mean time course of the grid out of every row. The published method expects it.
+        Regress the mean time course of the grid out of every row, whatever `denoise` says. The published method
+        expects it.
     dtype : {"int16", "float32"}
     compress : bool
         Compress the chunks (Blosc-LZ4).
     skip_bad : bool
         Leave out subjects that cannot be used, and record why. Otherwise the first one stops everything and nothing is
         left behind.
+    max_frames : int, optional
+        Frames that the store has room for, for longer subjects to be added later; default those of the longest. A
+        subject with more cannot be used.
+    append : bool
+        Add the subjects that a store does not hold yet, behind the others, which are not written again. Grid, cleaning
+        and `dtype` must be the store's; its frames are the most that a subject may have. Compression is the store's.
+        Subjects that it holds are passed over when the checksums of their files are those of the provenance. An
+        interrupted addition is finished by the same call.
 
     Returns
     -------
-    Path
-        The store.
+    Path or str
+        The store: a path, or an address.
 
     Raises
     ------
     InputError
-        The source cannot be used; nothing is written.
+        The source cannot be used, or somebody else writes the store, or (`append`) settings or the files of a subject
+        that is there differ from the store's; nothing is written.
     """
-    scan = _long_enough(source.scan())
-    if scan.bad and not skip_bad:
-        first = next(iter(scan.bad.values()))
-        more = f" (and {len(scan.bad) - 1} more subjects)" if len(scan.bad) > 1 else ""
-        raise InputError(f"{first}{more}; --skip-bad leaves such subjects out")
-    columns = _participants(participants, [r.subject for r in scan.records]) if participants else {}
-    records = _without_excluded(scan, columns, exclude)
-    subjects = [Subject(r.subject, r.n_time, r.tr, columns.get(r.subject, {})) for r in records]
-    plan = CohortPlan(source.grid, subjects, dtype, compress, provenance=_provenance(source, global_signal, exclude))
-    writer = CohortWriter(path, plan)
+    denoise = denoise or Denoise()
+    if global_signal:
+        denoise = replace(denoise, global_signal=True)
+    scan = source.scan()
+    denoise.check_grid(source.grid)
+    with locked(path):
+        store = Appending(path) if append else None
+        if store is not None:
+            require_same_settings(store, source.grid, denoise, dtype=dtype, max_frames=max_frames)
+            compress, max_frames = store.compress, store.n_frames
+        scan = _of_usable_length(scan, max_frames)
+        if scan.bad and not skip_bad:
+            first = next(iter(scan.bad.values()))
+            more = f" (and {len(scan.bad) - 1} more subjects)" if len(scan.bad) > 1 else ""
+            raise InputError(f"{first}{more}; --skip-bad leaves such subjects out")
+        if store is not None:
+            new = only_new(store, source, scan.records, lambda some: Reader(source, tuple(some), denoise))
+            if not new:
+                return store.path
+            scan = Scan(new, scan.bad)
+        columns = _participants(participants, [r.subject for r in scan.records]) if participants else {}
+        records = _without_excluded(scan, columns, exclude)
+        subjects = [
+            Subject(r.subject, r.n_time, r.tr, dict(r.columns) | dict(columns.get(r.subject, {}))) for r in records
+        ]
+        provenance = _provenance(source, denoise, exclude, several_runs=any(len(r.runs) > 1 for r in records))
+        reader = Reader(source, tuple(records), denoise)
+        if store is None:
+            plan = CohortPlan(source.grid, subjects, dtype, compress, provenance, max_frames)
+            return _write(CohortWriter(path, plan), reader, scan.bad, skip_bad=skip_bad)
+        plan = CohortPlan(source.grid, subjects, dtype, compress, provenance | store.base, max_frames, fewest=1)
+        store.require_chunks(plan.voxels_per_chunk)
+        store.require_columns(subjects)
+        try:
+            _write(CohortWriter(store.added, plan), reader, scan.bad, skip_bad=skip_bad)
+            return store.join()
+        finally:
+            store.close()
+
+
+def _write(writer: CohortWriter, reader: Reader, bad: Mapping[str, str], *, skip_bad: bool) -> Path | str:
     writer.begin()
-    skipped = fill(writer, _Reader(source, tuple(records), global_signal), skip_bad=skip_bad)
+    skipped = fill(writer, reader, skip_bad=skip_bad)
     try:
-        return writer.finish(skipped=scan.bad | skipped)
+        return writer.finish(skipped={**bad, **skipped})
     except InputError as error:
         if not isinstance(error, StoreError):
             writer.discard()
         raise
 
 
-def _long_enough(scan: Scan) -> Scan:
-    """The scan with subjects of too few frames among the bad ones."""
-    short = {
-        r.subject: f"{r.path}: subject {r.subject!r} has {r.n_time} frames; at least {MIN_FRAMES} are needed"
-        for r in scan.records
-        if r.n_time < MIN_FRAMES
-    }
-    return Scan([r for r in scan.records if r.subject not in short], scan.bad | short)
+def _of_usable_length(scan: Scan, max_frames: int | None) -> Scan:
+    """The scan with subjects of too few or too many frames among the bad ones."""
+    if max_frames is not None and max_frames < MIN_FRAMES:
+        raise InputError(
+            f"a store with room for {max_frames} frames is asked for; at least {MIN_FRAMES} (--max-frames)"
+        )
+    bad = {}
+    for r in scan.records:
+        words = f"{r.runs[0].path}: subject {r.subject!r} has {r.n_time} frames"
+        if r.n_time < MIN_FRAMES:
+            bad[r.subject] = f"{words}; at least {MIN_FRAMES} are needed"
+        elif max_frames is not None and r.n_time > max_frames:
+            bad[r.subject] = f"{words}; the store has room for {max_frames} (--max-frames, when it is made)"
+    return Scan([r for r in scan.records if r.subject not in bad], scan.bad | bad)
 
 
-def _provenance(source: Source, global_signal: bool, exclude: str | None) -> dict[str, Any]:
-    cleaning = "The global signal (mean over the grid) was regressed out of every time series."
+def _provenance(source: Source, denoise: Denoise, exclude: str | None, *, several_runs: bool) -> dict[str, Any]:
     return {
         "sources": source.describe(),
         "exclude": exclude,
-        "cleaning": {"global_signal": global_signal},
-        "methods": cleaning if global_signal else "Time series were taken as they were, only centred and scaled.",
+        "cleaning": asdict(denoise),
+        "methods": denoise.methods(several_runs=several_runs),
         "versions": {"ketanet": __version__, "numpy": np.__version__, "python": platform.python_version()},
     }
 

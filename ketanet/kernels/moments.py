@@ -69,8 +69,12 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(n, mean, m2)
 
 
+Segments: TypeAlias = tuple[slice, ...]
+"""Frames of each run, where runs are correlated apart; empty: the whole row is correlated."""
+
+
 def seed_signals(
-    stored: Stored, norm: NDArray[np.float32], weights: Weights, signal: str = "mean"
+    stored: Stored, norm: NDArray[np.float32], weights: Weights, signal: str = "mean", segments: Segments = ()
 ) -> NDArray[np.float32]:
     """Time course of every seed in one subject, centred and of unit norm.
 
@@ -84,6 +88,8 @@ def seed_signals(
     signal : {"mean", "mean_standardised", "pc1"}
         Weighted mean of the raw rows (as published), of the standardised rows, or the first principal component of the
         standardised rows (its sign such that it correlates positively with their mean).
+    segments : tuple of slice
+        Runs to be correlated apart: the signal has unit norm in each, and is zero in those where it is flat.
 
     Returns
     -------
@@ -102,6 +108,10 @@ def seed_signals(
     else:
         raise ValueError(f"unknown seed signal {signal!r}")
     length = np.linalg.norm(courses, axis=1)
+    for part in segments:
+        own_length = np.linalg.norm(courses[:, part], axis=1)
+        flat = ~(own_length > 1e-7 * length)
+        courses[:, part] *= np.divide(length, own_length, out=np.zeros_like(length), where=~flat)[:, None]
     size = np.abs(own) @ (norm[used] if signal == "mean" else (norm[used] > 0).astype(np.float64))
     lacking = ~(length > 1e-7 * size)
     length[lacking] = np.nan
@@ -123,14 +133,46 @@ def correlate(signals: NDArray[np.float32], tile: Stored) -> NDArray[np.float32]
     return np.asarray((signals * scale) @ tile.astype(np.float32, copy=False).T, np.float32)
 
 
-def z_map(stored: Stored, norm: NDArray[np.float32], weights: Weights, signal: str = "mean") -> NDArray[np.float32]:
+def average_runs(rows: NDArray[np.float32], signals: NDArray[np.float32], segments: Segments) -> NDArray[np.float32]:
+    """r (voxel, seed) whose Fisher z is the mean z of the runs in which voxel and seed have signal.
+
+    Parameters
+    ----------
+    rows : float32 array (voxel, time)
+        Rows in any unit, each run centred.
+    signals : float32 array (seed, time)
+        Of unit norm in each run, or zero there.
+    segments : tuple of slice
+        Frames of the runs.
+    """
+    total = np.zeros((len(rows), len(signals)), np.float32)
+    count = np.zeros_like(total)
+    for part in segments:
+        own, course = rows[:, part], signals[:, part]
+        length = np.sqrt(np.einsum("vt,vt->v", own, own))
+        r = own @ course.T
+        r *= np.divide(1, length, out=np.zeros_like(length), where=length > 0)[:, None]
+        total += fisher_z(r)
+        count += (length > 0)[:, None] & course.any(axis=1)
+    return np.asarray(np.tanh(total / np.maximum(count, 1)))
+
+
+def z_map(
+    stored: Stored, norm: NDArray[np.float32], weights: Weights, signal: str = "mean", segments: Segments = ()
+) -> NDArray[np.float32]:
     """Fisher z (seed, voxel) of one subject; NaN where seed or voxel has no signal."""
-    signals = seed_signals(stored, norm, weights, signal)
+    signals = seed_signals(stored, norm, weights, signal, segments)
     out = np.empty((len(signals), len(stored)), np.float32)
     for start in range(0, len(stored), TILE):
         stop = min(start + TILE, len(stored))
-        out[:, start:stop] = fisher_z(correlate(signals, stored[start:stop]))
+        if segments:
+            tile = stored[start:stop].astype(np.float32, copy=False)
+            used = np.nan_to_num(signals)
+            out[:, start:stop] = fisher_z(average_runs(tile, used, segments)).T
+        else:
+            out[:, start:stop] = fisher_z(correlate(signals, stored[start:stop]))
     out[:, norm == 0] = np.nan
+    out[np.isnan(signals[:, 0])] = np.nan
     return out
 
 
@@ -146,11 +188,14 @@ class Subject:
         Norms of the rows; 0 = no signal.
     signals : float32 array (seed, time)
         Seed signals as :func:`seed_signals` gives them; NaN = no signal.
+    segments : tuple of slice
+        Runs to be correlated apart and averaged in z; empty: none.
     """
 
     stored: Stored
     norm: NDArray[np.float32]
     signals: NDArray[np.float32]
+    segments: Segments = ()
 
 
 class Accumulator:
@@ -202,15 +247,20 @@ class Accumulator:
                 shape = (len(group), *parts.shape[1:])
                 r = self._products[: math.prod(shape)].reshape(shape)
                 for product, own, one in zip(r, rows, group, strict=True):
-                    np.matmul(own, one.signals[block].T, out=product)
+                    if one.segments:
+                        product[:] = average_runs(own, one.signals[block], one.segments)
+                    else:
+                        np.matmul(own, one.signals[block].T, out=product)
                 _add_block(r, group, tile, block, parts)
 
     def _prepare(self, subject: Subject) -> _Prepared:
         present = subject.norm[self._voxels] > 0
         used = ~np.isnan(subject.signals[:, 0])
-        scale = np.float32(INT16_SCALE) if subject.stored.dtype == np.int16 else np.float32(1)
+        scaled = subject.stored.dtype == np.int16 and not subject.segments  # runs are brought to unit norm there
+        scale = np.float32(INT16_SCALE) if scaled else np.float32(1)
         signals = np.where(used[:, None], subject.signals * scale, np.float32(0))
-        one = _Prepared(signals, present, used, present & (self._count == 0), used & ~self._started)
+        late = present & (self._count == 0)
+        one = _Prepared(signals, present, used, late, used & ~self._started, subject.segments)
         self._count += present
         self._started |= used
         if not used.all():
@@ -272,6 +322,7 @@ class _Prepared:
     used: NDArray[np.bool_]
     late_voxels: NDArray[np.bool_]
     late_seeds: NDArray[np.bool_]
+    segments: Segments
 
 
 def _add_block(

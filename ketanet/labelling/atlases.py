@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ketanet import spec as schema
-from ketanet.errors import InputError
+from ketanet.errors import InputError, KetanetWarning
 from ketanet.grid import Grid, grid_from_attrs
 from ketanet.labelling.sources import Lattice, Regions, regions_on
 
@@ -27,6 +28,7 @@ def atlas(spec: Any, grid: Grid | xr.Dataset, *, folder: str | os.PathLike[str] 
           within 8 mm of a coordinate goes to the nearest one (to none when that is in no network).
         - A NIfTI file of labels, 3D or 4D with one volume, in any orientation, with its names beside it
           (``atlas.nii.gz`` with ``atlas.tsv``, ``.csv``, ``.txt`` or ``atlas_label.txt``).
+        - On grayordinates, a ``.dlabel.nii`` with one map and its names in it.
         - A mapping ``{"file": ..., "names": ..., "network": ...}``: `names` is a file or a list of names for
           labels 1, 2, ...; `network` puts all regions of the file into that one canonical network. Otherwise
           a region's network is the ``network`` column of its names, else its own name.
@@ -42,7 +44,8 @@ def atlas(spec: Any, grid: Grid | xr.Dataset, *, folder: str | os.PathLike[str] 
     Dataset
         Kind ``atlas`` of :mod:`ketanet.spec`. ``membership`` (region, voxel) counts the image voxels of a
         grid element in a region: 0 or 1 on a volume grid; a parcel can share in several regions.
-        ``region_voxels`` (region,) counts those of the whole image lattice, in or out of the mask.
+        ``region_voxels`` (region,) counts those of the whole image lattice, in or out of the mask. On grayordinates
+        both count vertices and voxels of the grid.
 
     Raises
     ------
@@ -50,10 +53,15 @@ def atlas(spec: Any, grid: Grid | xr.Dataset, *, folder: str | os.PathLike[str] 
         The name is unknown, a file is unusable, labels have no names, the atlas cannot be fetched, or it does
         not overlap the grid.
 
+    Warns
+    -----
+    KetanetWarning
+        Images of labels reach only a part of the grid, because the cortex of its grayordinates has no coordinates.
+
     Notes
     -----
     Labels come to the grid's lattice by the nearest voxel through both affines. A region too small for the
-    lattice stays, with no voxel.
+    lattice stays, with no voxel. A vertex of cortex takes the label of the voxel it lies in.
 
     References
     ----------
@@ -71,21 +79,28 @@ def atlas(spec: Any, grid: Grid | xr.Dataset, *, folder: str | os.PathLike[str] 
     {'region': 285, 'voxel': 1320}
     """
     target = _grid_of(grid)
-    regions = regions_on(spec, Lattice(target.shape, target.affine), Path(folder))
+    lattice = Lattice.of(target)
+    regions = regions_on(spec, lattice, Path(folder))
     found = on_grid(regions, target)
     if not found["membership"].values.any():
         raise InputError(
             f"the atlas {regions.title} does not overlap the grid ({target.describe()}); "
             "check that both are in the same space"
         )
+    if target.blind_spot and not (regions.region_of[~np.isfinite(lattice.positions).all(axis=1)] >= 0).any():
+        warnings.warn(
+            f"the atlas {regions.title} has no region on cortex: {target.blind_spot}, or add a .dlabel.nii",
+            KetanetWarning,
+            stacklevel=2,
+        )
     return found
 
 
 def on_grid(regions: Regions, grid: Grid) -> xr.Dataset:
-    """The atlas dataset of regions that already lie on the grid's lattice."""
+    """The atlas dataset of regions that already lie on the grid's places."""
     n_regions = len(regions.names)
-    both = (regions.region_of >= 0) & (grid.element_of >= 0)
-    pair = regions.region_of[both].astype(np.int64) * grid.n_voxels + grid.element_of[both]
+    both = (regions.region_of >= 0) & (grid.place_element >= 0)
+    pair = regions.region_of[both].astype(np.int64) * grid.n_voxels + grid.place_element[both]
     position, count = np.unique(pair, return_counts=True)
     membership = np.zeros((n_regions, grid.n_voxels), np.int32)
     membership.reshape(-1)[position] = count

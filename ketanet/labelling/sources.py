@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ketanet.errors import InputError
-from ketanet.grid import load_image, nearest_resample, read_values
+from ketanet.grid import GrayordinateGrid, Grid, load_image, nearest_resample, read_values
+from ketanet.grid.cifti import is_cifti
 from ketanet.labelling.names import Name, find_names, inline_names, read_names
 
 YEO7 = (
@@ -37,10 +38,10 @@ _OFFLINE = (
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions on an image lattice.
+    """Regions on the places of a grid: the voxels of its lattice, or its grayordinates.
 
-    `region_of` (lattice voxel,), in memory order, is the position of the voxel's region in `names` and
-    `networks`, -1 for none. `sources` says where they come from, ready for JSON.
+    `region_of` (place,), in memory order, is the position of the place's region in `names` and `networks`, -1 for
+    none. `sources` says where they come from, ready for JSON.
     """
 
     region_of: NDArray[np.int32]
@@ -52,10 +53,37 @@ class Regions:
 
 @dataclass(frozen=True)
 class Lattice:
-    """Shape and affine of the image lattice that atlases are brought to."""
+    """Shape and affine of the image lattice that atlases are brought to, and the grayordinates on it, if any."""
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
+    grayordinates: GrayordinateGrid | None = None
+
+    @classmethod
+    def of(cls, grid: Grid) -> Lattice:
+        """The lattice of a grid."""
+        return cls(grid.shape, grid.affine, grid if isinstance(grid, GrayordinateGrid) else None)
+
+    @property
+    def n_places(self) -> int:
+        grid = self.grayordinates
+        return int(np.prod(self.shape)) if grid is None else len(grid.place_element)
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        """Positions of the places in mm, (place, 3); not finite where not known."""
+        if self.grayordinates is not None:
+            return self.grayordinates.place_positions
+        index = np.indices(self.shape).reshape(3, -1)
+        return np.asarray((self.affine[:3, :3] @ index + self.affine[:3, 3:]).T)
+
+    def at_places(self, labels: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Labels (i, j, k) at the places, (place,); 0 where a place has no voxel."""
+        flat = labels.reshape(-1)
+        if self.grayordinates is None:
+            return flat
+        voxel = self.grayordinates.place_voxel
+        return np.where(voxel >= 0, flat[voxel], 0).astype(np.int32)
 
 
 def regions_on(spec: Any, lattice: Lattice, folder: Path) -> Regions:
@@ -68,7 +96,7 @@ def regions_on(spec: Any, lattice: Lattice, folder: Path) -> Regions:
     InputError
         The specification or a file of it is unusable, or one of the atlases lies off the lattice.
     """
-    region_of = np.full(int(np.prod(lattice.shape)), -1, np.int32)
+    region_of = np.full(lattice.n_places, -1, np.int32)
     names: list[str] = []
     networks: list[str] = []
     titles: list[str] = []
@@ -79,7 +107,7 @@ def regions_on(spec: Any, lattice: Lattice, folder: Path) -> Regions:
         if not placed.any():
             raise InputError(
                 f"{part.sources[0].get('file', part.title)}: the atlas does not overlap the grid "
-                f"(image shape {lattice.shape}); check that both are in the same space"
+                f"(image shape {lattice.shape}); check that both are in the same space{_blind(lattice)}"
             )
         take = placed & (region_of < 0)
         region_of[take] = part.region_of[take] + len(names)
@@ -88,6 +116,11 @@ def regions_on(spec: Any, lattice: Lattice, folder: Path) -> Regions:
         titles.append(part.title)
         sources += part.sources
     return Regions(region_of, names, networks, "+".join(titles), sources)
+
+
+def _blind(lattice: Lattice) -> str:
+    words = "" if lattice.grayordinates is None else lattice.grayordinates.blind_spot
+    return f"; {words}, or give a .dlabel.nii" if words else ""
 
 
 def _entries(spec: Any, folder: Path) -> list[str | Mapping[str, Any]]:
@@ -140,21 +173,43 @@ def _nearest_of(word: str, known: Sequence[str]) -> str:
 
 def _from_files(entry: Mapping[str, Any], lattice: Lattice, folder: Path) -> Regions:
     path = folder / entry["file"]
+    title = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dlabel")
+    if is_cifti(path):
+        labels, own = _read_dlabel(path, lattice)
+        source = _file_source(path)
+        return _named_regions(labels, labels, source, _names_of(entry, path, folder, source, own), title)
     load_image(path, ndim=3)  # a wrong image is named before missing names are
-    given = entry.get("names")
     source = _file_source(path)
-    if isinstance(given, str | os.PathLike) or given is None:
+    return _from_image(source, _names_of(entry, path, folder, source), lattice, title)
+
+
+def _names_of(
+    entry: Mapping[str, Any], path: Path, folder: Path, source: dict[str, str], own: dict[int, Name] | None = None
+) -> dict[int, Name]:
+    """Names that an entry gives, those in the file itself (`own`), or those of the table beside it."""
+    given, network = entry.get("names"), entry.get("network")
+    if given is None and own is not None:
+        table = own
+    elif isinstance(given, str | os.PathLike) or given is None:
         names_path = find_names(path) if given is None else folder / given
         table = read_names(names_path)
         source["names"] = str(names_path)
     else:
         table = inline_names(given)
-    network = entry.get("network")
     if network:
         table = {label: Name(name.name, network) for label, name in table.items()}
         source["network"] = network
-    title = path.name.removesuffix(".gz").removesuffix(".nii")
-    return _from_image(source, table, lattice, title)
+    return table
+
+
+def _read_dlabel(path: Path, lattice: Lattice) -> tuple[NDArray[np.int32], dict[int, Name]]:
+    """Labels (place,) of a ``.dlabel.nii`` and the names in it."""
+    if lattice.grayordinates is None:
+        raise InputError(f"{path}: labels of grayordinates, and the grid holds an image; give a NIfTI image of labels")
+    values, names = lattice.grayordinates.read_places(path)
+    if names is None:
+        raise InputError(f"{path}: an atlas of grayordinates is a .dlabel.nii")
+    return _whole_labels(values, path), {k: Name(name) for k, name in names.items() if k}
 
 
 def _from_image(
@@ -169,18 +224,31 @@ def _from_image(
     path = Path(source["file"])
     image = load_image(path, ndim=3)
     values = _whole_labels(read_values(image), path)
+    on_lattice = nearest_resample(values, image.affine, lattice.shape, lattice.affine)
+    return _named_regions(values, lattice.at_places(on_lattice), source, table, title, allow_unnamed=allow_unnamed)
+
+
+def _named_regions(
+    values: NDArray[np.int32],
+    at_places: NDArray[np.int32],
+    source: dict[str, str],
+    table: Mapping[int, Name],
+    title: str,
+    *,
+    allow_unnamed: bool = False,
+) -> Regions:
+    """Regions of the labels (place,), of all those in `values`."""
     present = np.unique(values[values > 0])
     unnamed = [int(label) for label in present if int(label) not in table]
     if unnamed and not allow_unnamed:
         shown = ", ".join(map(str, unnamed[:10])) + (", ..." if len(unnamed) > 10 else "")
         raise InputError(
-            f"{path}: {len(unnamed)} of {len(present)} labels have no name ({shown}); "
+            f"{source['file']}: {len(unnamed)} of {len(present)} labels have no name ({shown}); "
             f"add them to {source.get('names', 'the names')}"
         )
     kept = [int(label) for label in present if int(label) in table]
-    on_lattice = nearest_resample(values, image.affine, lattice.shape, lattice.affine).reshape(-1)
-    position = np.searchsorted(kept, on_lattice).astype(np.int32)
-    region_of = np.where(np.isin(on_lattice, kept), position, np.int32(-1))
+    position = np.searchsorted(kept, at_places).astype(np.int32)
+    region_of = np.where(np.isin(at_places, kept), position, np.int32(-1))
     names = [table[label].name for label in kept]
     networks = [table[label].network or table[label].name for label in kept]
     return Regions(region_of, names, networks, title, [source])
@@ -240,10 +308,10 @@ def _subcortical(lattice: Lattice) -> Regions:
 
 
 def _seitzman300(lattice: Lattice) -> Regions:
-    """Every lattice voxel within 8 mm of a coordinate goes to the nearest one.
+    """Every place within 8 mm of a coordinate goes to the nearest one.
 
     Coordinates and networks of Seitzman et al. 2020 (doi 10.1016/j.neuroimage.2019.116290) as nilearn ships
-    them. A voxel nearest to an unassigned coordinate belongs to no network. A region is named after its
+    them. A place nearest to an unassigned coordinate belongs to no network. A region is named after its
     network and its number (1-300) in the published list.
     """
     import nilearn
@@ -256,11 +324,12 @@ def _seitzman300(lattice: Lattice) -> Regions:
     # one entry more, for voxels that KDTree finds no coordinate near to
     region = np.full(len(networks) + 1, -1, np.int32)
     region[assigned] = np.arange(len(assigned))
-    index = np.indices(lattice.shape).reshape(3, -1)
-    position = (lattice.affine[:3, :3] @ index + lattice.affine[:3, 3:]).T
-    _, nearest = KDTree(np.asarray(shipped.rois, dtype=np.float64)).query(
+    position = lattice.positions
+    known = np.isfinite(position).all(axis=1)
+    nearest = np.full(len(position), len(networks))
+    _, nearest[known] = KDTree(np.asarray(shipped.rois, dtype=np.float64)).query(
         # a coordinate at the bound itself would be left out
-        position,
+        position[known],
         distance_upper_bound=SEITZMAN_RADIUS_MM + 1e-6,
     )
     return Regions(

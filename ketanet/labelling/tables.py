@@ -14,10 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from ketanet import spec as schema
 from ketanet.errors import InputError
-from ketanet.grid import Grid, VolumeGrid, grid_from_attrs, load_image, read_values, require_same_grid
+from ketanet.grid import (
+    GrayordinateGrid,
+    Grid,
+    VolumeGrid,
+    grid_from_attrs,
+    load_image,
+    read_values,
+    require_same_grid,
+)
+from ketanet.grid.cifti import is_cifti
 from ketanet.kernels.clusters import label_clusters
 from ketanet.labelling.atlases import on_grid
-from ketanet.labelling.sources import Lattice, regions_on
+from ketanet.labelling.sources import Lattice, Regions, regions_on
 
 SHARE_COLUMNS = ("network", "overlap_voxels", "network_voxels", "network_voxels_tested", "share")
 CLUSTER_COLUMNS = (
@@ -108,8 +117,10 @@ def cluster_table(networks: xr.Dataset, atlas: xr.Dataset, grid: Grid, *, connec
     DataFrame
         One row per cluster. Positions in mm, ``volume_mm3`` in mm^3, ``peak_value`` and the weights of the
         centre of mass are probabilities. ``region`` is the atlas region at the peak, ``none`` where there is
-        none. On a parcel grid every parcel of the network is a row, the most probable first, of equal ones
-        the largest: ``voxels`` are its painted voxels, the peak is its voxel nearest to its centre, the
+        none. On grayordinates every brain structure that holds some of the network is a row, the largest first, and its
+        name stands before that of the region; ``volume_mm3`` is that of its voxels alone, and positions are NaN where
+        vertices have no coordinates. On a parcel grid every parcel of the network is a row, the most probable first, of
+        equal ones the largest: ``voxels`` are its painted voxels, the peak is its voxel nearest to its centre, the
         centre of mass is its centre, and ``region`` the one that holds most of its voxels, ``none`` when that
         is less than a tenth of them.
 
@@ -129,9 +140,14 @@ def cluster_table(networks: xr.Dataset, atlas: xr.Dataset, grid: Grid, *, connec
     _same_grid(networks, atlas)
     require_same_grid(grid, grid_from_attrs(atlas.attrs["grid"]), "the grid given", "the atlas")
     regions = _region_of_elements(atlas, grid)
+    dense = grid if isinstance(grid, GrayordinateGrid) and grid.names is None else None
+    if dense is not None:
+        regions = _with_structures(regions, dense)
     rows = []
     for keys, network, probability, _ in _maps(networks):
-        if grid.has_extent:
+        if dense is not None:
+            found = _structure_rows(dense, network, probability)
+        elif grid.has_extent:
             found = _cluster_rows(grid, network, probability, connectivity)
         else:
             found = _parcel_rows(grid, network, probability)
@@ -154,7 +170,7 @@ def label_image(
     Parameters
     ----------
     path : path
-        A 3D NIfTI image of a network: 0 outside, its probability (or 1) inside.
+        A 3D NIfTI image of a network, or a ``.dscalar.nii``: 0 outside, its probability (or 1) inside.
     spec : str, path, mapping or list
         The atlas, as for :func:`ketanet.labelling.atlas`.
     connectivity : {6, 18, 26}
@@ -173,21 +189,9 @@ def label_image(
         The image or the atlas is unusable, the image holds negative values or no nonzero voxel, or the atlas
         does not overlap it.
     """
-    image = load_image(path, ndim=3)
-    values = np.nan_to_num(read_values(image, dtype=np.float64))
-    if values.min() < 0:
-        raise InputError(
-            f"{path}: a network map holds probabilities >= 0; this one goes down to {values.min():g} "
-            "(label its positive and its negative part apart)"
-        )
-    if not values.any():
-        raise InputError(f"{path}: the map holds no nonzero voxel; there is no network to label")
-    regions = regions_on(spec, Lattice(values.shape, image.affine), Path(folder))
-    # voxels that are neither in the map nor in a region change no number, and would make the atlas large
-    inside = (values != 0) | (regions.region_of >= 0).reshape(values.shape)
-    grid = VolumeGrid(inside, image.affine)
+    grid, regions, probability = (_cifti_map if is_cifti(path) else _image_map)(path, spec, Path(folder))
     atlas = on_grid(regions, grid)
-    probability = values[inside][None]
+    probability = probability[None]
     dims = ("direction", "voxel")
     networks = xr.Dataset(
         {
@@ -201,6 +205,35 @@ def label_image(
     shares = canonical_shares(networks, atlas)
     clusters = cluster_table(networks, atlas, grid, connectivity=connectivity)
     return shares.drop(columns="direction"), clusters.drop(columns="direction")
+
+
+def _image_map(path: str | os.PathLike[str], spec: Any, folder: Path) -> tuple[Grid, Regions, NDArray[np.float64]]:
+    """Grid, regions on it and values (voxel,) of the image of a network."""
+    image = load_image(path, ndim=3)
+    values = np.nan_to_num(read_values(image, dtype=np.float64))
+    _check_map(values, path)
+    regions = regions_on(spec, Lattice(values.shape, image.affine), folder)
+    # voxels that are neither in the map nor in a region change no number, and would make the atlas large
+    inside = (values != 0) | (regions.region_of >= 0).reshape(values.shape)
+    return VolumeGrid(inside, image.affine), regions, values[inside]
+
+
+def _cifti_map(path: str | os.PathLike[str], spec: Any, folder: Path) -> tuple[Grid, Regions, NDArray[np.float64]]:
+    """Grid, regions on it and values (voxel,) of a network on grayordinates."""
+    grid = GrayordinateGrid.from_file(path)
+    values = np.nan_to_num(grid.read_places(path)[0])
+    _check_map(values, path)
+    return grid, regions_on(spec, Lattice.of(grid), folder), values
+
+
+def _check_map(values: NDArray[np.float64], path: str | os.PathLike[str]) -> None:
+    if values.min() < 0:
+        raise InputError(
+            f"{path}: a network map holds probabilities >= 0; this one goes down to {values.min():g} "
+            "(label its positive and its negative part apart)"
+        )
+    if not values.any():
+        raise InputError(f"{path}: the map holds no nonzero voxel; there is no network to label")
 
 
 def _key_columns(networks: xr.Dataset) -> list[str]:
@@ -254,9 +287,14 @@ def _region_of_elements(atlas: xr.Dataset, grid: Grid) -> NDArray[Any]:
     return np.where((held > 0) & (held >= _GRAZES * grid.painted), names[most], NO_REGION)
 
 
-def _row(grid: Grid, voxels: int, peak: NDArray[np.float64], value: float, com: NDArray[np.float64]) -> dict[str, Any]:
+def _row(
+    grid: Grid, members: NDArray[np.int64], peak: NDArray[np.float64], value: float, com: NDArray[np.float64]
+) -> dict[str, Any]:
     numbers = (*map(float, peak), float(value), *map(float, com))
-    row: dict[str, Any] = {"voxels": int(voxels), "volume_mm3": round(voxels * grid.voxel_volume, 3)}
+    row: dict[str, Any] = {
+        "voxels": int(grid.painted[members].sum()),
+        "volume_mm3": round(grid.volume_of(members), 3),
+    }
     return row | dict(zip(CLUSTER_COLUMNS[3:10], numbers, strict=True))
 
 
@@ -272,7 +310,7 @@ def _cluster_rows(
         at = grid.centres[members]
         peak = members[_peak(at, value)]
         com = np.average(at, axis=0, weights=value)
-        yield int(peak), _row(grid, len(members), grid.centres[peak], probability[peak], com)
+        yield int(peak), _row(grid, members, grid.centres[peak], probability[peak], com)
 
 
 def _peak(at: NDArray[np.float64], value: NDArray[Any]) -> int:
@@ -291,9 +329,26 @@ def _parcel_rows(grid: Grid, network: NDArray[Any], probability: NDArray[Any]) -
     """Element and row of every parcel of the network, the most probable first."""
     members = np.flatnonzero(network)
     for parcel in members[np.lexsort((members, -grid.painted[members], -probability[members]))]:
-        flat = np.flatnonzero(grid.element_of == parcel)
-        index = np.stack(np.unravel_index(flat, grid.shape), axis=1)
-        at = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+        at = grid.positions_of(int(parcel))
         centre = grid.centres[parcel]
         peak = at[_nearest(at, centre)]
-        yield int(parcel), _row(grid, len(flat), peak, probability[parcel], centre)
+        yield int(parcel), _row(grid, np.array([parcel]), peak, probability[parcel], centre)
+
+
+def _structure_rows(
+    grid: GrayordinateGrid, network: NDArray[Any], probability: NDArray[Any]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Peak element and row of the part of the network in every brain structure, the largest first."""
+    inside = np.flatnonzero(network)
+    sizes = np.bincount(grid.structure_of[inside], minlength=len(grid.structures))
+    for structure in np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]:
+        members = inside[grid.structure_of[inside] == structure]
+        value, at = probability[members], grid.centres[members]
+        peak = members[_peak(at, value)]
+        yield int(peak), _row(grid, members, grid.centres[peak], probability[peak], np.average(at, 0, weights=value))
+
+
+def _with_structures(regions: NDArray[Any], grid: GrayordinateGrid) -> NDArray[Any]:
+    """Name of structure and region of every grayordinate, such as ``cortex left: Default``, (voxel,)."""
+    titles = np.array([s.title for s in grid.structures], object)[grid.structure_of]
+    return np.where(regions == NO_REGION, titles, titles + ": " + regions)

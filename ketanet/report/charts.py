@@ -1,4 +1,4 @@
-"""Charts of the shares of canonical networks."""
+"""Charts: shares of canonical networks, distributions over people."""
 
 from __future__ import annotations
 
@@ -98,6 +98,49 @@ def draw_polar(names: Sequence[str], shares: Mapping[str, Sequence[float]], limi
     axes.grid(color="0.85")
     axes.spines["polar"].set_color("0.7")
     figure.legend(loc="outside upper left", frameon=False)
+    return png(figure)
+
+
+def draw_distribution(
+    values: NDArray[np.float64], beyond: NDArray[np.bool_], limit: float | None, *, label: str
+) -> bytes:
+    """Histogram of a measure over people.
+
+    Parameters
+    ----------
+    values : float64 array (person,)
+        Finite, at least one.
+    beyond : bool array (person,)
+        People drawn in another colour.
+    limit : float, optional
+        Drawn as a line.
+    label : str
+        Of the axis.
+
+    Returns
+    -------
+    bytes
+        A PNG image.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _figure((4.4, 2.3))
+    ends = [values.min(), values.max(), *([] if limit is None else [limit])]
+    low, high = min(ends), max(ends)
+    room = 0.03 * (high - low) or max(0.05 * abs(high), 0.5)
+    edges = np.linspace(low - room, high + room, 25)
+    if limit is not None:
+        # a border of bars at the limit, so that none of them is on both sides of it
+        edges += limit - edges[np.abs(edges - limit).argmin()]
+        axes.axvline(limit, color="0.25", linestyle="--", linewidth=1)
+    edges = np.concatenate([[2 * edges[0] - edges[1]], edges, [2 * edges[-1] - edges[-2]]])
+    parts = [values[~beyond], values[beyond]]
+    axes.hist(parts, edges, stacked=True, color=[DIRECTION_COLOURS[1], DIRECTION_COLOURS[0]])
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel(label)
+    axes.set_ylabel("people")
+    axes.spines[["top", "right"]].set_visible(False)
     return png(figure)
 
 

@@ -40,7 +40,7 @@ _TEMPLATE = Reference("Fonov et al. 2011, NeuroImage 54:313-327 (template)", "10
 def departures(results: Results) -> list[str]:
     """Settings that differ from those of the preset, one line each.
 
-    A setting without effect is left out: the radius where seeds are images, the extent on a parcel grid.
+    A setting without effect is left out: the radius where seeds are images, the extent where there are no clusters.
     """
     lines = []
     for block, values in spec.PRESETS[results.settings["preset"]].items():
@@ -55,7 +55,7 @@ def _without_effect(results: Results) -> set[str]:
     keys: set[str] = set()
     if not results.from_coordinates:
         keys |= {"seeds.radius_mm", "seeds.rule", "robustness.radii_mm"}
-    if results.on_parcels:
+    if not results.grid.has_extent:
         keys |= {"network.min_cluster", "network.connectivity"}
     return keys
 
@@ -78,6 +78,11 @@ def data_differences(results: Results) -> list[str]:
         lines.append(
             f"Time series of {results.grid.n_voxels:,} parcels, not of voxels: seeds are weights on parcels, every map "
             "is constant within a parcel, and the extent threshold is off."
+        )
+    elif not results.grid.has_extent:
+        lines.append(
+            f"Time series of {results.provenance['grid']['description']}, not of voxels alone, and the extent "
+            "threshold is off."
         )
     elif not np.allclose(sizes, _PUBLISHED_VOXEL_MM, atol=0.01):
         words = " × ".join(f"{s:g}" for s in np.round(sizes, 2))

@@ -10,7 +10,8 @@ import dask
 import numpy as np
 
 from ketanet import spec
-from ketanet.grid import VolumeGrid
+from ketanet.grid import GrayordinateGrid, VolumeGrid
+from ketanet.grid.grayordinates import RIBBON_MM
 from ketanet.report.results import Results
 from ketanet.report.words import count, listed, share, whole
 
@@ -94,7 +95,7 @@ def _seeds(results: Results) -> str:
         )
     settings, grid = results.settings["seeds"], results.grid
     radius = settings["radius_mm"]
-    voxel = "image voxel" if results.on_parcels else "voxel"
+    voxel = "voxel" if results.element == "voxel" else "image voxel"
     if settings["rule"] == "fcnm":
         rule = (
             f"Each coordinate went to its nearest {voxel} (rule fcnm: divided by the voxel size and rounded, halves "
@@ -106,7 +107,7 @@ def _seeds(results: Results) -> str:
             f"The sphere of a coordinate was every {voxel} whose centre lies within {radius:g} mm of it, and the "
             f"{voxel} that holds it (rule mm)."
         )
-    parcels = " On the parcels, the weight of a parcel was the number of voxels of the union that it holds."
+    parcels = f" On the parcels, the weight of a parcel was the number of {results.place}s of the union that it holds."
     foreign = results.provenance["talairach_coordinates"]
     space = (
         f"{count(foreign, 'coordinate')} in Talairach space {'was' if foreign == 1 else 'were'} brought to MNI space "
@@ -116,9 +117,22 @@ def _seeds(results: Results) -> str:
     )
     off, total = int(results.seeds["n_outside"].sum()), int(results.seeds["n_coordinates"].sum())
     return (
-        f"{space} {rule} The seed of a contrast was the union of the spheres of all its coordinates (a "
-        f"coordinate given twice counted once), not clipped to any mask but the grid of the cohort; {off} of "
-        f"{count(total, 'coordinate')} lay off that grid.{parcels if results.on_parcels else ''}"
+        f"{space} {rule}{_cortex(grid, radius)} The seed of a contrast was the union of the spheres of all its "
+        "coordinates (a coordinate given twice counted once), not clipped to any mask but the grid of the cohort; "
+        f"{off} of {count(total, 'coordinate')} lay off that grid.{parcels if results.on_parcels else ''}"
+    )
+
+
+def _cortex(grid: Any, radius: float) -> str:
+    """Where spheres lie on cortex, after a space; nothing where there are only voxels."""
+    if not isinstance(grid, GrayordinateGrid):
+        return ""
+    if grid.blind_spot:
+        return " This holds for the volume part; the vertices of cortex had no coordinates, so no sphere reached them."
+    return (
+        f" This holds for the volume part; on cortex the sphere was every vertex of the midthickness surface within "
+        f"{radius:g} mm of the coordinate, and the nearest vertex of a coordinate that lies within {RIBBON_MM:g} mm of "
+        "that surface and in no voxel of the grid."
     )
 
 
@@ -132,7 +146,7 @@ def _sphere_size(grid: Any, radius: float) -> int:
 
 
 def _connectivity(results: Results) -> str:
-    # every voxel of a union of spheres has weight one
+    # every voxel (or vertex) of a union of spheres has weight one
     mean = "mean" if results.from_coordinates and not results.on_parcels else "weighted mean"
     signal = {
         "mean": f"the {mean} of the raw (not standardised) time series of the seed",
@@ -234,6 +248,11 @@ def _overlap(results: Results) -> str:
     }[settings["sign"]]
     if results.on_parcels:
         extent = "No extent threshold was applied: clusters have no meaning on parcels, so this step was off."
+    elif not results.grid.has_extent:
+        extent = (
+            "No extent threshold was applied: which vertices of cortex touch is not known on this grid, so this step "
+            "was off."
+        )
     elif settings["min_cluster"] > 1:
         touch = {6: "faces", 18: "faces or edges", 26: "faces, edges or corners"}[settings["connectivity"]]
         extent = (
@@ -251,14 +270,16 @@ def _overlap(results: Results) -> str:
 def _canonical(results: Results) -> str:
     atlas = results.provenance["atlas"]
     sources = [_source_words(source) for source in atlas["sources"]]
-    counted = (
-        "Image voxels were counted, each parcel of the network with all that it paints."
-        if results.on_parcels
-        else "Labels came to the grid by the nearest voxel."
-    )
+    place, whole, counted = results.place, "on the image lattice", "Labels came to the grid by the nearest voxel."
+    if results.on_parcels:
+        what = "Image voxels" if place == "voxel" else "Grayordinates"
+        counted = f"{what} were counted, each parcel of the network with all that it paints."
+    if place != "voxel":
+        whole = "of the grid"
+        counted += " Of an image of labels, a vertex of cortex took the label of the voxel that it lies in."
     return (
-        "For each canonical network, the share is its voxels that the network covers, divided by all its voxels on the "
-        f"image lattice (not by the voxels of the network, and including those that were not tested). {counted} "
+        f"For each canonical network, the share is its {place}s that the network covers, divided by all its {place}s "
+        f"{whole} (not by the {place}s of the network, and including those that were not tested). {counted} "
         f"Atlas: {'; '.join(sources) or atlas['name']}."
     )
 
@@ -288,10 +309,10 @@ def _robustness(results: Results) -> str:
         variants.append(f"the analysis repeated in {listed(results.cohorts[1:])}")
     if not variants:
         return "No variants of the analysis were run."
+    weighted = f", both weighted by the {results.place}s of each parcel" if results.on_parcels else ""
     return (
         f"The networks were compared with those of {'; '.join(variants)}: by the Dice coefficient of the networks "
-        "(Dice 1945) and by Pearson's r of the unthresholded probability over space"
-        f"{', both weighted by the voxels of each parcel' if results.on_parcels else ''}."
+        f"(Dice 1945) and by Pearson's r of the unthresholded probability over space{weighted}."
     )
 
 

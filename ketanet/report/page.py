@@ -16,7 +16,7 @@ from ketanet.report.departures import SPECIFICITY, data_differences, departures,
 from ketanet.report.methods import methods_text
 from ketanet.report.pictures import network_rows
 from ketanet.report.results import Network, Results, load_results
-from ketanet.report.slices import Slice, choose_slices
+from ketanet.report.slices import Slice, choose_slices, picture_words
 from ketanet.report.summary import key_numbers, sentence, warnings_of
 from ketanet.report.tables import (
     Table,
@@ -70,11 +70,12 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """
     results = load_results(folder)
     path = results.folder / "report.html"
-    write_text(path, _render(_content(results)))
+    write_text(path, render("report.html.j2", _content(results)))
     return path
 
 
-def _render(content: dict[str, Any]) -> str:
+def render(template: str, content: dict[str, Any]) -> str:
+    """A page from a template of this folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -84,7 +85,7 @@ def _render(content: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(content)
+    return environment.get_template(template).render(content)
 
 
 def _content(results: Results) -> dict[str, Any]:
@@ -106,7 +107,9 @@ def _content(results: Results) -> dict[str, Any]:
         "share_figures": [_share_figures(results, cohort) for cohort in results.cohorts],
         "clusters": clusters,
         "main_cohort": results.cohorts[0],
-        "on_parcels": results.on_parcels,
+        "part": results.part,
+        "place": results.place,
+        "pictures": picture_words(results.grid),
         "variants": [variants_of(results, cohort) for cohort in results.cohorts],
         "replication": replication(results),
         "contrasts": contrasts_table(results),
@@ -125,8 +128,10 @@ def _content(results: Results) -> dict[str, Any]:
 
 
 def _maps(results: Results) -> list[tuple[str, list[Figure]]]:
-    """Figures of each direction, one a cohort, all through the same planes."""
+    """Figures of each direction, one a cohort, all through the same planes; none where nothing lies on an image."""
     planes = choose_slices(results.grid, results.networks)
+    if not planes:
+        return []
     return [
         (
             direction,
@@ -138,7 +143,8 @@ def _maps(results: Results) -> list[tuple[str, list[Figure]]]:
 
 def _map_figure(results: Results, planes: Sequence[Slice], network: Network) -> Figure:
     size = (
-        f"network of {count(network.voxels, 'voxel')} ({fixed(network.volume_cm3, 1)} cm³)"
+        f"network of {count(network.voxels, results.place)} ({fixed(network.volume_cm3, 1)} cm³"
+        f"{'' if results.place == 'voxel' else ' in voxels'})"
         if network.voxels
         else "no network"
     )

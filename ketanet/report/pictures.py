@@ -11,7 +11,7 @@ import numpy as np
 from ketanet.errors import InputError
 from ketanet.files import disk_errors
 from ketanet.report.results import Network, Results, load_results
-from ketanet.report.slices import Row, Slice, choose_slices, draw
+from ketanet.report.slices import Row, Slice, choose_slices, draw, picture_words
 from ketanet.report.words import count, share
 
 SCALE = "share of the contrasts"
@@ -52,15 +52,18 @@ def network_picture(folder: str | os.PathLike[str], path: str | os.PathLike[str]
     Raises
     ------
     InputError
-        The folder does not hold finished results, or the study has no such cohort.
+        The folder does not hold finished results, the study has no such cohort, or its grid has no place in an image.
     """
     results, out = load_results(folder), Path(path)
     name = results.cohorts[0] if cohort is None else cohort
     if name not in results.cohorts:
         raise InputError(f"{folder}: there is no cohort {name!r}; there are: {', '.join(results.cohorts)}")
     networks = [results.of(name, direction) for direction in results.directions]
+    planes = choose_slices(results.grid, networks)
+    if not planes:
+        raise InputError(f"{folder}: no picture of the networks; {picture_words(results.grid)}")
     rows = [Row(f"{n.direction} ({count(n.n_contrasts, 'contrast')})", n.probability, n.inside) for n in networks]
-    image = draw(choose_slices(results.grid, networks), rows, scale=SCALE, mark=results.rule["at_least"], zoom=2)
+    image = draw(planes, rows, scale=SCALE, mark=results.rule["at_least"], zoom=2)
     partial = out.with_name(f".{out.name}.partial")
     with disk_errors(out):
         partial.write_bytes(image)

@@ -96,12 +96,24 @@ class Results:
 
     @property
     def on_parcels(self) -> bool:
-        return not self.grid.has_extent
+        return self.grid.element == "parcel"
 
     @property
     def element(self) -> str:
         """What a value of a map belongs to, in words."""
-        return "parcel" if self.on_parcels else "voxel"
+        return self.grid.element
+
+    @property
+    def place(self) -> str:
+        """What the sizes of networks are counted in, in words."""
+        return self.grid.place
+
+    @property
+    def part(self) -> str:
+        """What a row of the table of clusters is, in words."""
+        if self.grid.has_extent:
+            return "cluster"
+        return "parcel" if self.on_parcels else "structure"
 
     @property
     def from_coordinates(self) -> bool:
@@ -157,7 +169,7 @@ def _network(one: xr.Dataset, grid: Grid, at_least: float) -> Network:
         voxels=voxels,
         tested_voxels=int(grid.painted[count >= 0].sum()),
         covered_voxels=int(grid.painted[covered].sum()),
-        volume_cm3=voxels * grid.voxel_volume / 1000,
+        volume_cm3=grid.volume_of(inside) / 1000,
     )
 
 

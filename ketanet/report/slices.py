@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ketanet.grid import Grid, nearest_resample
+from ketanet.grid import GrayordinateGrid, Grid, nearest_resample
+from ketanet.grid.grayordinates import RIBBON_MM
 from ketanet.report.results import Network
 
 COLOURS: Final = "plasma"  # even steps of lightness, told apart by colour-blind people, no hue of the grey template
@@ -73,18 +74,22 @@ def choose_slices(grid: Grid, networks: Sequence[Network]) -> list[Slice]:
     ----------
     grid : Grid
     networks : sequence of Network
-        Where all of them are empty, what any contrast covers counts, then the whole grid.
+        Where nothing of them can be shown, what any contrast covers counts, then the whole grid.
 
     Returns
     -------
     list of Slice
+        Empty where nothing of the grid can be shown.
     """
-    covered = np.any([n.inside for n in networks], axis=0)
-    if not covered.any():
-        covered = np.any([n.count > 0 for n in networks], axis=0)
-    if not covered.any():
-        covered = np.ones(grid.n_voxels, bool)
-    index = np.argwhere(grid.paint(covered))
+    shown = grid.shown.reshape(grid.shape)
+    inside = np.any([n.inside for n in networks], axis=0)
+    counted = np.any([n.count > 0 for n in networks], axis=0)
+    for covered in (inside, counted, np.ones(grid.n_voxels, bool)):
+        index = np.argwhere(covered[shown] & (shown >= 0))
+        if len(index):
+            break
+    else:
+        return []
     places = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
     low, high = np.quantile(places[:, _AXIAL], (0.04, 0.96))
     # a small cluster would otherwise be cut six times through the same voxels
@@ -96,6 +101,18 @@ def choose_slices(grid: Grid, networks: Sequence[Network]) -> list[Slice]:
     sagittal[np.abs(sagittal) < _MIDLINE_MM] = -_MIDLINE_MM
     planes = [(_SAGITTAL, at) for at in sagittal] + [(_AXIAL, at) for at in axial]
     return [cut(grid, axis, float(np.rint(at))) for axis, at in planes]
+
+
+def picture_words(grid: Grid) -> str:
+    """What of a grid slices cannot show as it is, in a sentence; empty where they show all."""
+    if not isinstance(grid, GrayordinateGrid):
+        return ""
+    where = f"the maps of all grayordinates are the {grid.suffix} files, for a viewer of surfaces"
+    if not grid.blind_spot:
+        return f"Of cortex, slices show what lies within {RIBBON_MM / 2:g} mm of the midthickness surface; {where}."
+    if (grid.shown >= 0).any():
+        return f"Slices show the volume part alone, because the cortex has no coordinates; {where}."
+    return f"There are no slices, because the grid has no voxel and its cortex no coordinates; {where}."
 
 
 def cut(grid: Grid, axis: int, at: float) -> Slice:
@@ -116,7 +133,7 @@ def cut(grid: Grid, axis: int, at: float) -> Slice:
     plane[across, 0] = plane[up, 1] = plane[axis, 2] = plane[3, 3] = 1.0
     plane[[across, up, axis], 3] = low[across], low[up], at
     # 0 stands for off the lattice
-    owner = grid.element_of.reshape(grid.shape) + 1
+    owner = grid.shown.reshape(grid.shape) + 1
 
     def sample(values: NDArray[Any], source: NDArray[np.float64]) -> NDArray[Any]:
         return np.asarray(nearest_resample(values, source, shape, plane)[:, ::-1, 0].T)

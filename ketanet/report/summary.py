@@ -89,14 +89,14 @@ def _of_networks(results: Results) -> list[str]:
 
 def key_numbers(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of networks: sizes, clusters, and the canonical network covered most."""
-    part = "parcels" if results.on_parcels else "clusters"
+    part = f"{results.part}s"
     head = [
         "direction",
         "cohort",
         "contrasts",
         "people",
-        "voxels",
-        "volume (cm³)",
+        f"{results.place}s",
+        "volume (cm³)" if results.place == "voxel" else "volume of its voxels (cm³)",
         part,
         "canonical network covered most",
     ]

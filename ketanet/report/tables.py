@@ -38,25 +38,25 @@ def shares_table(results: Results) -> Table:
     """Canonical networks by direction and cohort: share, and voxels in brackets."""
     table = results.canonical
     names = list(dict.fromkeys(table["network"]))
-    head = ["canonical network", "voxels", "of these tested", *(n.title for n in results.networks)]
+    head = ["canonical network", f"{results.place}s", "of these tested", *(n.title for n in results.networks)]
     by_network = [rows_of(table, n).set_index("network") for n in results.networks]
     rows = []
     for name in names:
         first = by_network[0].loc[name]
         cells = [f"{percent(t.loc[name, 'share'])} ({whole(t.loc[name, 'overlap_voxels'])})" for t in by_network]
         rows.append([name, whole(first["network_voxels"]), whole(first["network_voxels_tested"]), *cells])
-    caption = "Share of each canonical network that the network covers (voxels covered)"
+    caption = f"Share of each canonical network that the network covers ({results.place}s covered)"
     return Table(caption, head, rows, ("canonical network",))
 
 
 def clusters_table(results: Results, network: Network) -> tuple[Table, int]:
-    """The first clusters (parcels) of a network, and how many there are."""
+    """The first clusters (parcels, structures) of a network, and how many there are."""
     own = rows_of(results.clusters, network)
-    part = "parcel" if results.on_parcels else "cluster"
+    part = results.part
     head = [
         part,
-        "voxels",
-        "volume (mm³)",
+        f"{results.place}s",
+        "volume (mm³)" if results.place == "voxel" else "volume of its voxels (mm³)",
         "peak x, y, z (mm)",
         "peak value",
         "centre x, y, z (mm)",
@@ -100,7 +100,7 @@ def variants_of(results: Results, cohort: str) -> Variants:
 
 
 def _variant_table(results: Results, caption: str, rows: list[list[str]]) -> Table:
-    columns = [f"{d}: {what}" for d in results.directions for what in ("voxels", "Dice", "spatial r")]
+    columns = [f"{d}: {what}" for d in results.directions for what in (f"{results.place}s", "Dice", "spatial r")]
     return Table(caption, ["variant", *columns], rows, ("variant",))
 
 
@@ -147,7 +147,8 @@ def replication(results: Results) -> list[str]:
         both = int(results.grid.painted[a.inside & b.inside].sum())
         again = f"; {percent(both / a.voxels)} of the network of {first} is found again" if a.voxels else ""
         lines.append(
-            f"{row['direction']}: {row['parameter']} ({b.voxels:,} voxels) against {first} ({a.voxels:,} voxels): Dice "
+            f"{row['direction']}: {row['parameter']} ({b.voxels:,} {results.place}s) against {first} ({a.voxels:,} "
+            f"{results.place}s): Dice "
             f"{fixed(row['dice'], 3)}; spatial r of the probability maps {fixed(row['spatial_r'], 3)}{again}."
         )
     return lines

@@ -128,7 +128,7 @@ def seeds_from_coordinates(
     if drop_empty and any(len(seed.index) for seed in seeds):
         seeds = [seed for seed in seeds if len(seed.index)]
     _refuse_empty(seeds, table, own)
-    _warn_outside(seeds)
+    _warn_outside(seeds, own)
     made = seeds_dataset(seeds, own, radius_mm=float(radius_mm), rule=rule)
     return made.assign_attrs(n_talairach=int((table["space"] == "Talairach").sum()))
 
@@ -223,10 +223,15 @@ def _refuse_empty(seeds: Sequence[Seed], table: pd.DataFrame, grid: Grid) -> Non
     raise InputError(
         f"{len(empty)} of {len(seeds)} contrasts reach no voxel of the grid ({grid.describe()}): "
         f"{'; '.join(parts)}{' ...' if len(empty) > _SHOWN else ''}; check space and signs, or leave them out"
+        f"{_blind(grid)}"
     )
 
 
-def _warn_outside(seeds: Sequence[Seed]) -> None:
+def _blind(grid: Grid) -> str:
+    return f"; {grid.blind_spot}" if grid.blind_spot else ""
+
+
+def _warn_outside(seeds: Sequence[Seed], grid: Grid) -> None:
     partly = [seed for seed in seeds if seed.n_outside]
     if not partly:
         return
@@ -234,7 +239,7 @@ def _warn_outside(seeds: Sequence[Seed]) -> None:
     shown = ", ".join(f"{seed.describe()} {seed.n_outside}/{seed.n_coordinates}" for seed in partly[:_SHOWN])
     more = f" and {len(partly) - _SHOWN} more contrasts" if len(partly) > _SHOWN else ""
     warnings.warn(
-        f"{off} of {total} coordinates lie off the mask (their spheres may reach in): {shown}{more}",
+        f"{off} of {total} coordinates lie off the mask (their spheres may reach in): {shown}{more}{_blind(grid)}",
         KetanetWarning,
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""Seeds from NIfTI images: masks and weighted masks, one seed each."""
+"""Seeds from images (NIfTI; CIFTI-2 on grayordinates): masks and weighted masks, one seed each."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def seeds_from_images(
     Parameters
     ----------
     images : path or sequence of path
-        A folder of NIfTI images, in sub-folders named after the direction or directly in it; or single
-        images. A ``seeds.tsv`` in the folder, as :func:`write_seeds` leaves it, says source study, contrast
-        and direction; otherwise study and contrast are the file's name.
+        A folder of NIfTI images (``.dscalar.nii`` or ``.dlabel.nii`` on grayordinates), in sub-folders named
+        after the direction or directly in it; or single images. A ``seeds.tsv`` in the folder, as
+        :func:`write_seeds` leaves it, says source study, contrast and direction; otherwise study and contrast are
+        the file's name.
     grid : Grid or xarray.Dataset
         Where the seeds live: a grid, or a cohort. The images must lie on its lattice.
     directions : sequence of str, optional
@@ -70,7 +71,7 @@ def seeds_from_images(
 
 
 def _facts(file: Path, direction: str) -> dict[str, Any]:
-    stem = file.name.removesuffix(".gz").removesuffix(".nii")
+    stem = file.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dscalar").removesuffix(".dlabel")
     return {"file": file, "source_study": stem, "contrast": stem, "direction": direction}
 
 

@@ -28,7 +28,7 @@ TABLE_COLUMNS: Final = (
     "file",
 )
 
-_IMAGE = re.compile(r"seed-[0-9A-Za-z]+_mask\.nii\.gz")
+_IMAGE = re.compile(r"seed-[0-9A-Za-z]+_mask\.(nii\.gz|dscalar\.nii)")
 
 
 def seeds_table(seeds: xr.Dataset) -> pd.DataFrame:
@@ -46,12 +46,13 @@ def seeds_table(seeds: xr.Dataset) -> pd.DataFrame:
     """
     spec.validate(seeds, "seeds")
     table = pd.DataFrame({name: seeds[name].to_numpy() for name in TABLE_COLUMNS[:-1]})
-    table["file"] = [f"seed-{name}_mask.nii.gz" for name in table["seed"]]
+    suffix = grid_of(seeds).suffix
+    table["file"] = [f"seed-{name}_mask{suffix}" for name in table["seed"]]
     return table
 
 
 def write_seeds(seeds: xr.Dataset, out_dir: PathLike) -> Path:
-    """Write an image for each seed, ``seed-<name>_mask.nii.gz``, and ``seeds.tsv``.
+    """Write an image for each seed, ``seed-<name>_mask.nii.gz`` (``.dscalar.nii`` on grayordinates), and ``seeds.tsv``.
 
     Everything is made in a folder beside and then renamed, so an error leaves nothing. A folder that an
     earlier call wrote is replaced.

@@ -37,7 +37,7 @@ def file_label(name: str) -> str:
 
 
 def write_maps(folder: Path, group: xr.Dataset, networks: xr.Dataset, grid: Grid) -> None:
-    """Write every map of the main analysis as NIfTI with a JSON sidecar, replacing the folder ``maps`` as a whole."""
+    """Write every map of the main analysis as image and JSON sidecar, replacing the folder ``maps`` as a whole."""
     with new_folder(folder / "maps") as maps:
         for cohort in group["cohort"].values:
             for seed in group["seed"].values:
@@ -70,5 +70,5 @@ def _network_images(maps: Path, one: xr.Dataset, grid: Grid) -> None:
 
 
 def _image(stem: Path, values: xr.DataArray, grid: Grid, facts: Mapping[str, Any]) -> None:
-    grid.save(stem.with_name(stem.name + ".nii.gz"), values.values)
+    grid.save(stem.with_name(stem.name + grid.suffix), values.values)
     stem.with_name(stem.name + ".json").write_text(json.dumps(dict(facts), indent=2) + "\n", encoding="utf-8")

@@ -24,6 +24,7 @@ from ketanet.files import disk_errors, write_table, write_text
 from ketanet.grid import grid_from_attrs
 from ketanet.group import SEEDS_PER_BLOCK, one_sample, threshold
 from ketanet.inference import robustness_table
+from ketanet.lock import locked
 from ketanet.networks import overlap
 from ketanet.partials import FOLDER as PARTIALS
 from ketanet.planning import Plan, calibrate, plan
@@ -92,8 +93,8 @@ def run_study(
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "ketanet", "Version": __version__}],
     }
-    claim(folder, study.name, description, CONTENTS, force=force)
-    with disk_errors(folder):
+    with locked(folder), disk_errors(folder):
+        claim(folder, study.name, description, CONTENTS, force=force)
         _run(inputs, folder, Path(path))
     return folder
 
@@ -171,7 +172,7 @@ def _run(inputs: Inputs, folder: Path, source: Path) -> None:
     group = open_results(folder / "group.zarr")
     radii = {r: open_results(folder / f"group_radius-{r:g}.zarr") for r in inputs.seeds if r is not None}
     if not inputs.grid.has_extent:
-        log.info("extent: off, the grid holds parcels")
+        log.info("extent: off, the grid holds %ss", inputs.grid.element)
     networks_key = digest(group_key, inputs.overlap_settings)
     if _due(ledger, "networks", networks_key, ["networks.zarr"]):
         with ledger.stage("networks", networks_key, ["networks.zarr"]):

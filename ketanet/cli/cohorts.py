@@ -1,0 +1,358 @@
+"""Commands that make cohorts and look them over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ketanet.cli.app import app
+from ketanet.cli.connecting import connected
+from ketanet.cli.options import AsJson, Cluster, Dtype, Runs, SourceName, Strategy, Workers
+from ketanet.cli.printing import print_facts, print_json, print_left_out
+from ketanet.errors import InputError
+
+
+@app.command()
+def simulate(
+    cohort: Annotated[Path, typer.Argument(help="Store to make.")],
+    subjects: Annotated[int, typer.Option("--subjects", min=3, help="Number of people.")],
+    like: Annotated[Path | None, typer.Option("--like", help="NIfTI mask or cohort store that gives the grid.")] = None,
+    frames: Annotated[int, typer.Option("--frames", min=10, help="Frames per person.")] = 120,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random numbers.")] = 0,
+    cluster: Cluster = "threads",
+    workers: Workers = None,
+) -> None:
+    """Make a cohort with planted networks."""
+    from ketanet.cohort import grid_from_path
+    from ketanet.simulate import simulate_cohort
+
+    grid = None if like is None else grid_from_path(like)
+    with connected(cluster, workers):
+        print(simulate_cohort(cohort, subjects=subjects, grid=grid, frames=frames, seed=seed))
+
+
+# what a source takes, for `ingest` and `verify --sources` alike
+Kind = Annotated[SourceName | None, typer.Option("--source", help="Kind of input.", rich_help_panel="Source")]
+Pattern = Annotated[
+    str | None,
+    typer.Option("--pattern", help="Where the files lie, such as '{subject}/*.nii.gz'.", rich_help_panel="Source"),
+]
+Mask = Annotated[
+    Path | None, typer.Option("--mask", help="NIfTI mask: its nonzero voxels are kept.", rich_help_panel="Source")
+]
+Grid = Annotated[
+    str | None,
+    typer.Option("--grid", help="Resample onto a NIfTI mask, mni-2mm or mni-3mm.", rich_help_panel="Source"),
+]
+Atlas = Annotated[
+    Path | None, typer.Option("--atlas", help="Label image of parcel time series.", rich_help_panel="Source")
+]
+Tr = Annotated[
+    float | None,
+    typer.Option("--tr", help="Repetition time in s, where files do not say.", rich_help_panel="Source"),
+]
+Space = Annotated[
+    str | None,
+    typer.Option("--space", help="Template space, such as MNI152NLin6Asym:res-2.", rich_help_panel="Source"),
+]
+Task = Annotated[str | None, typer.Option("--task", help="Task, such as rest.", rich_help_panel="Source")]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--participant-label", help="Only these subjects; may be repeated.", rich_help_panel="Source"),
+]
+Entities = Annotated[
+    list[str] | None,
+    typer.Option("--entity", help="Only files with it, such as dir-AP; may be repeated.", rich_help_panel="Source"),
+]
+Share = Annotated[
+    float | None,
+    typer.Option("--share", help="Voxels in so many of the brain masks are kept, 0 to 1.", rich_help_panel="Source"),
+]
+Parcellation = Annotated[
+    str | None, typer.Option("--parcellation", help="Name of XCP-D's atlas.", rich_help_panel="Source")
+]
+Confounds = Annotated[
+    str | None,
+    typer.Option("--confounds", help="Where confound tables lie, with {subject}.", rich_help_panel="Source"),
+]
+Surfaces = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option("--surface", help="Midthickness surfaces, left and right (GIFTI).", rich_help_panel="Source"),
+]
+Denoising = Annotated[
+    Strategy | None,
+    typer.Option("--denoise", help="Confounds to regress out, and what belongs to them.", rich_help_panel="Cleaning"),
+]
+Detrend = Annotated[bool, typer.Option("--detrend", help="Remove a line.", rich_help_panel="Cleaning")]
+Band = Annotated[
+    str | None,
+    typer.Option("--band", help="Band to keep in Hz, such as 0.01-0.1 (or 0.01-).", rich_help_panel="Cleaning"),
+]
+Fd = Annotated[
+    float | None,
+    typer.Option("--fd", help="Drop frames above this framewise displacement, mm.", rich_help_panel="Cleaning"),
+]
+Dvars = Annotated[
+    float | None,
+    typer.Option("--dvars", help="Drop frames above this standardised DVARS.", rich_help_panel="Cleaning"),
+]
+DropFirst = Annotated[
+    int | None, typer.Option("--drop-first", help="Frames dropped at the start.", rich_help_panel="Cleaning")
+]
+MinFrames = Annotated[
+    int | None, typer.Option("--min-frames", help="Fewest frames a subject keeps.", rich_help_panel="Cleaning")
+]
+Smooth = Annotated[
+    float | None,
+    typer.Option("--smooth", help="Smoothing within the mask, FWHM in mm.", rich_help_panel="Cleaning"),
+]
+GlobalSignal = Annotated[
+    bool, typer.Option("--global-signal", help="Regress the mean over the grid.", rich_help_panel="Cleaning")
+]
+RunsOption = Annotated[
+    Runs,
+    typer.Option(
+        "--runs", help="Several runs: concatenated, or correlated apart and averaged.", rich_help_panel="Cleaning"
+    ),
+]
+
+
+@app.command()
+def ingest(
+    path: Annotated[str, typer.Argument(help="Folder, file, list of files (.txt) or address of the source.")],
+    cohort: Annotated[str, typer.Argument(help="Store to make, or to add to with --append.")],
+    source: Kind = None,
+    pattern: Pattern = None,
+    mask: Mask = None,
+    grid: Grid = None,
+    atlas: Atlas = None,
+    tr: Tr = None,
+    space: Space = None,
+    task: Task = None,
+    participant_label: Labels = None,
+    entity: Entities = None,
+    share: Share = None,
+    parcellation: Parcellation = None,
+    confounds: Confounds = None,
+    surface: Surfaces = None,
+    denoise: Denoising = None,
+    detrend: Detrend = False,
+    band: Band = None,
+    fd: Fd = None,
+    dvars: Dvars = None,
+    drop_first: DropFirst = None,
+    min_frames: MinFrames = None,
+    smooth: Smooth = None,
+    global_signal: GlobalSignal = False,
+    runs: RunsOption = Runs.concatenated,
+    participants: Annotated[Path | None, typer.Option("--participants", help="participants.tsv.")] = None,
+    exclude: Annotated[
+        str | None, typer.Option("--exclude", help='Leave out subjects, such as "mean_fd > 0.5".')
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="How rows are stored.")] = Dtype.int16,
+    compress: Annotated[bool, typer.Option("--compress", help="Compress the chunks.")] = False,
+    max_frames: Annotated[
+        int | None, typer.Option("--max-frames", help="Room for later subjects of up to so many frames.")
+    ] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add subjects to a store that is there.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be used.")] = False,
+    cluster: Cluster = "threads",
+    workers: Workers = None,
+) -> None:
+    """Make a cohort store from images, parcel time series or another tool's connectome."""
+    from ketanet.cohort import open_cohort
+    from ketanet.ingest import ingest_cohort
+
+    reader = _source(
+        path,
+        source,
+        pattern=pattern,
+        mask=mask,
+        grid=grid,
+        atlas=atlas,
+        tr=tr,
+        space=space,
+        task=task,
+        participants=participant_label,
+        entities=_entities(entity),
+        share=share,
+        parcellation=parcellation,
+        confounds=confounds,
+        surface=surface,
+    )
+    settings = _cleaning(
+        denoise,
+        detrend=detrend or None,
+        band_hz=band,
+        fd_mm=fd,
+        dvars=dvars,
+        drop_first=drop_first,
+        min_frames=min_frames,
+        fwhm_mm=smooth,
+        global_signal=global_signal or None,
+        runs=runs.value,
+    )
+    with connected(cluster, workers):
+        store = ingest_cohort(
+            reader,
+            cohort,
+            participants=participants,
+            exclude=exclude,
+            denoise=settings,
+            dtype=dtype.value,
+            compress=compress,
+            max_frames=max_frames,
+            append=append,
+            skip_bad=skip_bad,
+        )
+    made = open_cohort(store)
+    print_left_out(made.attrs["provenance"]["skipped"])
+    print(f"{store}: {made.sizes['subject']} subjects, {made.sizes['voxel']:,} grid elements")
+
+
+def _source(path: str, kind: SourceName | None, **options: Any) -> Any:
+    from ketanet.ingest.sources import source_of_kind
+
+    if kind is None:
+        raise InputError(f"say what {path} is: --source {', '.join(SourceName)}")
+    return source_of_kind(kind.value, path, **options)
+
+
+def _entities(words: list[str] | None) -> dict[str, str] | None:
+    """``["dir-AP"]`` as ``{"dir": "AP"}``."""
+    if not words:
+        return None
+    pairs = [word.partition("-") for word in words]
+    for word, (key, _, value) in zip(words, pairs, strict=True):
+        if not (key.isalnum() and value.isalnum()):
+            raise InputError(f"--entity is {word!r}; write it as in file names, such as dir-AP")
+    return {key: value for key, _, value in pairs}
+
+
+def _cleaning(strategy: Strategy | None, *, band_hz: str | None, **changes: Any) -> Any:
+    """Cleaning settings: those that belong to a strategy, with what was given besides."""
+    from dataclasses import replace
+
+    from ketanet.ingest import Denoise
+
+    given = {key: value for key, value in changes.items() if value is not None}
+    if band_hz is not None:
+        given["band_hz"] = _band(band_hz)
+    return replace(Denoise() if strategy is None else Denoise.named(strategy.value), **given)
+
+
+def _band(text: str) -> tuple[float | None, float | None]:
+    low, dash, high = text.partition("-")
+    try:
+        limits = tuple(float(part) if part.strip() else None for part in (low, high))
+    except ValueError:
+        limits, dash = (None, None), ""
+    if not dash:
+        raise InputError(f"--band is {text!r}; write two frequencies in Hz, such as 0.01-0.1")
+    return limits[0], limits[1]
+
+
+@app.command()
+def info(
+    cohort: Annotated[str, typer.Argument(help="Cohort store.")],
+    qc: Annotated[bool, typer.Option("--qc", help="Quality of the people; writes qc.tsv and qc.html.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for qc.tsv and qc.html.")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """What is in a cohort."""
+    from ketanet.cohort import cohort_info, cohort_quality, open_cohort
+
+    opened = open_cohort(cohort)
+    if qc:
+        from ketanet.report import write_qc
+
+        quality = cohort_quality(opened)
+        table, page = write_qc(opened, out, quality=quality)
+        if as_json:
+            print_json(
+                {
+                    "table": str(table),
+                    "page": str(page),
+                    "people": quality.table.to_dict("records"),
+                    "limits": quality.limits,
+                    "notes": quality.notes,
+                }
+            )
+        else:
+            print(quality.summary())
+            print(f"{table}, {page}")
+        return
+    facts = cohort_info(opened)
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts(facts)
+
+
+@app.command()
+def verify(
+    cohort: Annotated[str, typer.Argument(help="Cohort store.")],
+    sources: Annotated[
+        str | None,
+        typer.Option("--sources", help="Compare with the source instead: its path, with the options of ingest."),
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option("--sample", min=1, help="So many people, drawn at random; default all.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the drawing.")] = 0,
+    source: Kind = None,
+    pattern: Pattern = None,
+    mask: Mask = None,
+    grid: Grid = None,
+    atlas: Atlas = None,
+    tr: Tr = None,
+    space: Space = None,
+    task: Task = None,
+    participant_label: Labels = None,
+    entity: Entities = None,
+    share: Share = None,
+    parcellation: Parcellation = None,
+    confounds: Confounds = None,
+    surface: Surfaces = None,
+    cluster: Cluster = "threads",
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte: checksums, missing chunks, NaN, ranges, flat voxels; or compare a cohort with its source."""
+    from ketanet.cohort import verify_cohort
+
+    report: Any
+    if sources is None:
+        report = verify_cohort(cohort)
+    else:
+        from ketanet.ingest.verifying import verify_sources
+
+        reader = _source(
+            sources,
+            source,
+            pattern=pattern,
+            mask=mask,
+            grid=grid,
+            atlas=atlas,
+            tr=tr,
+            space=space,
+            task=task,
+            participants=participant_label,
+            entities=_entities(entity),
+            share=share,
+            parcellation=parcellation,
+            confounds=confounds,
+            surface=surface,
+        )
+        with connected(cluster, workers):
+            report = verify_sources(cohort, reader, subjects=sample, seed=seed)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        for problem in report.problems:
+            print(problem)
+        print(report.summary())
+    if report.problems:
+        raise InputError(f"{cohort}: {len(report.problems)} problems; restore the named chunks or ingest again")

@@ -1,0 +1,92 @@
+"""Cleaning in words, for a paper."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ketanet.ingest.denoise import Denoise
+
+_POWER = "Power et al. 2012, doi 10.1016/j.neuroimage.2011.10.018"
+_MOTION = "24 head-motion parameters (Friston et al. 1996, doi 10.1002/mrm.1910350312)"
+_DRIFT = "cosine drift terms"
+_CONFOUNDS = {
+    "motion": [_MOTION],
+    "simple": [_MOTION, "the mean signals of white matter and cerebrospinal fluid", _DRIFT],
+    "scrubbing": [
+        _MOTION,
+        "the mean signals of white matter and cerebrospinal fluid with their derivatives and squares",
+        _DRIFT,
+    ],
+    "compcor": [
+        _MOTION,
+        "the anatomical CompCor components (Behzadi et al. 2007, doi 10.1016/j.neuroimage.2007.04.042)",
+        _DRIFT,
+    ],
+    "fcnm": [_MOTION, "the mean signals of white matter, cerebrospinal fluid and the whole brain"],
+}
+
+
+def methods_text(denoise: Denoise, several_runs: bool) -> str:
+    """What is done to the series, in the order in which it is done."""
+    sentences = [*_smoothing(denoise), *_dropping(denoise), *_regression(denoise)]
+    if denoise.global_signal:
+        also = "then " if _removed(denoise) else ""
+        sentences.append(f"The global signal (mean over the grid) was {also}regressed out of every time series.")
+    if denoise.runs == "averaged":
+        sentences.append("Runs were correlated apart, and their correlations averaged as Fisher z.")
+    elif several_runs:
+        sentences.append("Each run was standardised to zero mean and unit variance, and the runs were concatenated.")
+    return " ".join(sentences) or "Time series were taken as they were, only centred and scaled."
+
+
+def _smoothing(denoise: Denoise) -> list[str]:
+    if denoise.fwhm_mm is None:
+        return []
+    width = f"{denoise.fwhm_mm:g} mm full width at half maximum"
+    return [f"Images were smoothed within the mask with a Gaussian kernel of {width}."]
+
+
+def _dropping(denoise: Denoise) -> list[str]:
+    sentences = []
+    if denoise.drop_first == 1:
+        sentences.append("The first frame of every run was dropped.")
+    elif denoise.drop_first:
+        sentences.append(f"The first {denoise.drop_first} frames of every run were dropped.")
+    if denoise.strategy is not None:
+        sentences.append("Frames that the preprocessing had marked as non-steady state were dropped.")
+    limits = []
+    if denoise.fd_mm is not None:
+        limits.append(f"a framewise displacement above {denoise.fd_mm:g} mm ({_POWER})")
+    if denoise.dvars is not None:
+        limits.append(f"a standardised DVARS above {denoise.dvars:g}")
+    if limits:
+        between = f", and stretches of fewer than {denoise.min_segment} frames between them" * bool(denoise.min_segment)
+        sentences.append(f"Frames with {' or '.join(limits)} were dropped{between}.")
+    return sentences
+
+
+def _removed(denoise: Denoise) -> list[str]:
+    removed = ["a linear trend"] if denoise.detrend else []
+    if denoise.strategy is not None:
+        removed += _CONFOUNDS[denoise.strategy]
+    if denoise.band_hz is not None:
+        low, high = denoise.band_hz
+        if low is None:
+            removed.append(f"the frequencies above {high:g} Hz")
+        elif high is None:
+            removed.append(f"the frequencies below {low:g} Hz")
+        else:
+            removed.append(f"the frequencies outside {low:g}-{high:g} Hz")
+    return removed
+
+
+def _regression(denoise: Denoise) -> list[str]:
+    removed = _removed(denoise)
+    if not removed:
+        return []
+    verb = "was" if removed == ["a linear trend"] else "were"
+    step = " in one least-squares step" if len(removed) > 1 else ""
+    source = " (Lindquist et al. 2019, doi 10.1002/hbm.24528)" if step and denoise.band_hz is not None else ""
+    words = " and ".join(removed) if len(removed) < 3 else f"{', '.join(removed[:-1])}, and {removed[-1]}"
+    return [f"{words[0].upper()}{words[1:]} {verb} regressed out of every time series{step}{source}."]

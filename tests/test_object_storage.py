@@ -1,0 +1,479 @@
+"""Cohorts and images on an object store, through the real S3 protocol (a moto server of our own)."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import FRAMES, People
+
+from ketanet import storage
+from ketanet.cohort import grid_from_path, open_cohort, select, verify_cohort, without_damaged
+from ketanet.compute import connect
+from ketanet.connectivity import moments
+from ketanet.errors import InputError, KetanetError, KetanetWarning, StoreError
+from ketanet.grid import ParcelGrid
+from ketanet.ingest import Denoise, NiftiSource, ParcelSource, ingest_cohort
+from ketanet.ingest.fmriprep import FmriprepSource
+from ketanet.ingest.remote import RemoteSource
+
+pytest.importorskip("obstore")
+pytest.importorskip("moto.server")
+
+SECRETS = ("AKIDNOBODYSHOULDSEE", "wordnobodyshouldsee")
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def serving(port: int) -> Iterator[None]:
+    """A server of the S3 protocol, empty."""
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(300):
+                if answers(port):
+                    break
+                time.sleep(0.1)
+            yield
+        finally:
+            server.terminate()
+
+
+@contextmanager
+def between(endpoint: str, fault: Callable[[], str], port: int = 0) -> Iterator[str]:
+    """A server that hands requests on to another; its address.
+
+    `fault` is asked before each: "" hands it on, "cut" hands half of the answer on and drops the connection, and
+    something like "503 SlowDown" is the answer.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_request(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            what = fault()
+            self.close_connection = True
+            if what not in ("", "cut"):
+                status, code = what.split()
+                return self.send(int(status), {}, f"<Error><Code>{code}</Code></Error>".encode())
+            to = http.client.HTTPConnection(endpoint.removeprefix("http://"))
+            to.request(self.command, self.path, body, dict(self.headers))
+            found = to.getresponse()
+            headers = {k: v for k, v in found.headers.items() if k.lower() not in ("connection", "transfer-encoding")}
+            self.send(found.status, headers, found.read(), cut=what == "cut" and found.status == 200)
+            return to.close()
+
+        def send(self, status: int, headers: dict[str, str], content: bytes, *, cut: bool = False) -> None:
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(content))} | headers | {"Connection": "close"}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content[: len(content) // 2] if cut else content)
+
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_request
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[pytest.MonkeyPatch]:
+    """Credentials, endpoint and short patience, as users set them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith(("AWS_", "KETANET_STORE_"))]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", SECRETS[0])
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS[1])
+        patch.setenv("AWS_ALLOW_HTTP", "true")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("KETANET_STORE_RETRY_SECONDS", "2")
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def endpoint(environment: pytest.MonkeyPatch) -> Iterator[str]:
+    port = free_port()
+    with serving(port):
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def bucket(endpoint: str, request: pytest.FixtureRequest) -> str:
+    """A bucket of the test's own."""
+    name = f"b{abs(hash(request.node.name))}"
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}", method="PUT")).close()
+    return f"s3://{name}"
+
+
+def upload(folder: Path, address: str) -> str:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            storage.write(f"{address}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    return address
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_the_same_bits_as_from_disk(people: People, bucket: str, dtype: str) -> None:
+    address = upload(people.stores[dtype], f"{bucket}/some folder/gesünd.zarr")
+    here, there = open_cohort(people.stores[dtype]), open_cohort(address)
+    assert there.attrs["store"] == address
+    np.testing.assert_array_equal(here["bold"].values, there["bold"].values)
+    np.testing.assert_array_equal(here["bold_norm"].values, there["bold_norm"].values)
+    for name in here.coords:
+        np.testing.assert_array_equal(here[name].values, there[name].values)
+    some = "n_time > 45"
+    a = moments(select(here, some), people.seeds).compute(scheduler="synchronous")
+    for scheduler in ("synchronous", "threads"):
+        b = moments(select(there, some), people.seeds).compute(scheduler=scheduler)
+        for name in ("n", "mean", "m2"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert grid_from_path(address).fingerprint == people.grid.fingerprint
+    assert verify_cohort(address).problems == []
+
+
+def test_processes_give_the_same_bits(people: People, bucket: str) -> None:
+    address = upload(people.stores["int16"], f"{bucket}/c.zarr")
+    a = moments(open_cohort(people.stores["int16"]), people.seeds).compute(scheduler="synchronous")
+    with connect("processes", workers=2):
+        b = moments(open_cohort(address), people.seeds).compute()
+    np.testing.assert_array_equal(a.mean, b.mean)
+    np.testing.assert_array_equal(a.m2, b.m2)
+
+
+def test_compressed_chunks_too(people: People, bucket: str, tmp_path: Path) -> None:
+    source = NiftiSource(people.folder, mask=people.mask)
+    address = upload(ingest_cohort(source, tmp_path / "c.zarr", compress=True), f"{bucket}/c.zarr")
+    np.testing.assert_array_equal(open_cohort(address)["bold"], open_cohort(people.stores["int16"])["bold"])
+    storage.remove(f"{address}/bold/c/2/0/0")
+    with pytest.raises(StoreError, match=r"subject sub-c02, chunk 2/0/0 of bold is missing"):
+        open_cohort(address)["bold"][2].load()
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
+def test_damaged_chunks_are_named(people: People, bucket: str) -> None:
+    address = upload(people.stores["int16"], f"{bucket}/c.zarr")
+    flipped = bytearray(storage.read(f"{address}/bold/c/3/0/0"))
+    flipped[100] ^= 1
+    storage.write(f"{address}/bold/c/3/0/0", bytes(flipped))
+    storage.write(f"{address}/bold/c/4/0/0", bytes(flipped[:-8]))
+    storage.remove(f"{address}/bold/c/5/0/0")
+    storage.remove(f"{address}/bold_norm/c/6/0")
+    cohort = open_cohort(address)
+    expected = {
+        3: "sub-d03, chunk 3/0/0 of bold is corrupted (its checksum is wrong)",
+        4: "sub-e04, chunk 4/0/0 of bold is corrupted (its length is wrong)",
+        5: "sub-f05, chunk 5/0/0 of bold is missing",
+        6: "sub-g06, chunk 6/0 of bold_norm is missing",
+    }
+    for row, words in expected.items():
+        with pytest.raises(StoreError) as error:
+            cohort["bold_norm" if row == 6 else "bold"][row].load()
+        assert f"{address}: subject {words}" in str(error.value)
+    assert [p.subject for p in verify_cohort(address).problems] == ["sub-d03", "sub-e04", "sub-f05", "sub-g06"]
+    with pytest.warns(KetanetWarning, match="4 of 14 people are left out"):
+        sound, left_out = without_damaged(cohort)
+    assert list(left_out) == ["sub-d03", "sub-e04", "sub-f05", "sub-g06"]
+    assert sound.sizes["subject"] == 10
+    storage.remove(f"{address}/bold/zarr.json")
+    with pytest.raises(StoreError, match="truncated"):
+        open_cohort(address)
+    storage.remove_below(address)
+    with pytest.raises(StoreError, match="no such cohort store"):
+        open_cohort(address)
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    """The text of an error: one line, no secret in it, nor anywhere in what --debug would print."""
+    shown = "".join(traceback.format_exception(error.value))
+    assert not any(secret in shown for secret in SECRETS)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "there is no bucket 'nobody'"),
+        ({"AWS_ENDPOINT_URL": f"http://{SECRETS[0]}:{SECRETS[1]}@127.0.0.1:1"}, "cannot be reached"),
+        ({"AWS_ALLOW_HTTP": "false"}, "set AWS_ALLOW_HTTP=true"),
+        ({"AWS_SECRET_ACCESS_KEY": None}, "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "no credentials; set AWS_ACCESS_KEY_ID"),
+    ],
+)
+@pytest.mark.usefixtures("endpoint")
+def test_a_store_that_cannot_be_used_is_one_line_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], words: str
+) -> None:
+    monkeypatch.setenv("KETANET_STORE_RETRY_SECONDS", "0.5")
+    for name, value in changes.items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value)
+    if "AWS_ACCESS_KEY_ID" in changes:
+        # where machines of a cloud ask for credentials; nobody is there
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1/169.254.169.254")
+    with pytest.raises(StoreError) as error:
+        open_cohort("s3://nobody/c.zarr")
+    assert words in one_line(error)
+    with pytest.raises(InputError) as error:
+        RemoteSource("s3://nobody/images", ParcelSource).scan()
+    assert words in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "words"),
+    [
+        ("AccessDenied", 403, "access denied (403 AccessDenied); check AWS_ACCESS_KEY_ID"),
+        ("ExpiredToken", 400, "access denied (400 ExpiredToken)"),
+        ("SignatureDoesNotMatch", 403, "access denied (403 SignatureDoesNotMatch)"),
+        ("SlowDown", 503, "the object store answers 503 SlowDown, tried for up to 0.5 s"),
+        ("InternalError", 500, "the object store answers 500 InternalError"),
+    ],
+)
+def test_a_store_that_refuses(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch, code: str, status: int, words: str
+) -> None:
+    monkeypatch.setenv("KETANET_STORE_RETRY_SECONDS", "0.5")
+    with between(endpoint, lambda: f"{status} {code}") as own:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", own)
+        with pytest.raises(StoreError) as error:
+            open_cohort("s3://bucket/c.zarr")
+    assert words in one_line(error)
+
+
+def test_a_server_that_goes_away_is_no_damage(people: People, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--skip-bad must not leave people out because the network failed."""
+    address = upload(people.stores["int16"], f"{bucket}/c.zarr")
+    cohort = open_cohort(address)
+    monkeypatch.setenv("KETANET_STORE_RETRY_SECONDS", "0.5")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    for use in (cohort["bold"][0].load, lambda: without_damaged(cohort)):
+        with pytest.raises(KetanetError, match="cannot be reached") as error:
+            use()
+        assert not isinstance(error.value, InputError)
+        one_line(error)
+
+
+def test_a_server_that_restarts_goes_unnoticed(endpoint: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KETANET_STORE_RETRY_SECONDS", "30")
+    with ThreadPoolExecutor(1) as pool:
+        with between(endpoint, lambda: "503 SlowDown") as own:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", own)
+            waiting = pool.submit(storage.create, f"{bucket}/x", b"12")
+            time.sleep(0.3)
+        time.sleep(0.3)  # now nobody answers at all
+        assert not waiting.done()
+        with between(endpoint, lambda: "", int(own.rsplit(":", 1)[1])):
+            assert waiting.result(timeout=30)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert not storage.create(f"{bucket}/x", b"34")
+    assert storage.read(f"{bucket}/x") == b"12"
+
+
+def test_faults_of_many_requests_go_unnoticed(
+    people: People, endpoint: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = upload(people.stores["int16"], f"{bucket}/c.zarr")
+    expected = moments(open_cohort(people.stores["int16"]), people.seeds).compute(scheduler="synchronous")
+    draw, kinds = random.Random(7), ["503 SlowDown", "500 InternalError", "cut", ""]
+    faults = (draw.choice(kinds) if draw.random() < 0.4 else "" for _ in itertools.count())
+    lock = threading.Lock()
+
+    def fault() -> str:
+        with lock:
+            return next(faults)
+
+    with between(endpoint, fault) as own:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", own)
+        monkeypatch.setenv("KETANET_STORE_RETRY_SECONDS", "30")
+        found = moments(open_cohort(address), people.seeds).compute(scheduler="threads")
+    np.testing.assert_array_equal(found.mean, expected.mean)
+    np.testing.assert_array_equal(found.m2, expected.m2)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        (f"s3://{SECRETS[0]}:{SECRETS[1]}@bucket/c.zarr", "holds a user, a password or a signature"),
+        (f"s3://bucket/c.zarr?X-Amz-Signature={SECRETS[1]}", "holds a user, a password or a signature"),
+        (f"s3://bucket/c.zarr#{SECRETS[1]}", "holds a user, a password or a signature"),
+        ("s3://", "not of the form s3://bucket/path"),
+        ("s3:///c.zarr", "not of the form s3://bucket/path"),
+        ("s3://bucket/../c.zarr", "not of the form s3://bucket/path"),
+        ("s3://bucket//c.zarr", "not of the form s3://bucket/path"),
+        ("s3://buck et/c.zarr", "not of the form s3://bucket/path"),
+        (
+            f"https://{SECRETS[0]}/c.zarr",
+            "addresses of this kind cannot be used; a path can, or one of s3://, gs://, az://",
+        ),
+        ("az://container/c.zarr", "no credentials; set AZURE_STORAGE_ACCOUNT_NAME"),
+    ],
+)
+@pytest.mark.usefixtures("endpoint")
+def test_addresses_that_cannot_be_used(address: str, words: str) -> None:
+    with pytest.raises(InputError) as error:
+        open_cohort(address)
+    assert words in one_line(error)
+
+
+def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.address_of("a/b") == str(tmp_path / "a" / "b")
+    assert storage.address_of("s3://bucket/a/b/") == "s3://bucket/a/b"
+    assert storage.address_of(Path("s3://bucket/a/b")) == "s3://bucket/a/b", "pathlib takes a slash away"
+    assert storage.address_of("gs://bucket/a b/ä") == "gs://bucket/a b/ä"
+    assert not storage.is_remote("s3")
+    assert not storage.is_remote(tmp_path)
+
+
+def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(StoreError, match=r'pip install "ketanet\[s3\]"'):
+        open_cohort("s3://a-bucket-of-no-other-test/c.zarr")
+
+
+# --- images on an object store
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def images(people: People, address: str) -> RemoteSource:
+    return RemoteSource(address, lambda folder: NiftiSource(folder, mask=people.mask))
+
+
+@pytest.mark.parametrize("where", ["threads", "processes"])
+def test_images_on_an_object_store(people: People, bucket: str, tmp_path: Path, temporary: Path, where: str) -> None:
+    address = upload(people.folder, f"{bucket}/images")
+    storage.write(f"{address}/notes.html", b"no image")
+    storage.write(f"{address}/figures/", b"")
+    with connect(where, workers=2):
+        out = ingest_cohort(images(people, address), tmp_path / "c.zarr")
+    cohort, expected = open_cohort(out), open_cohort(people.stores["int16"])
+    assert cohort.attrs["content"] == expected.attrs["content"]
+    kept, usual = cohort.attrs["provenance"], expected.attrs["provenance"]
+    assert kept["subjects"] == usual["subjects"], "names and checksums of the images"
+    assert kept["sources"] == usual["sources"] | {"address": address}
+    assert not any(secret in str(kept) for secret in SECRETS)
+    assert list(temporary.glob("ketanet-*")) == []
+
+
+def test_bad_images_are_named_by_their_address(people: People, bucket: str, tmp_path: Path, temporary: Path) -> None:
+    address = upload(people.folder, f"{bucket}/images")
+    whole = bytes(storage.read(f"{address}/sub-b01.nii.gz"))
+    storage.write(f"{address}/sub-b01.nii.gz", whole[: len(whole) // 2])
+    storage.write(f"{address}/sub-c02.nii.gz", b"")
+    with pytest.raises(InputError, match=f"{address}/sub-c02.nii.gz: the file is empty"):
+        ingest_cohort(images(people, address), tmp_path / "c.zarr")
+    cohort = open_cohort(ingest_cohort(images(people, address), tmp_path / "c.zarr", skip_bad=True))
+    skipped = cohort.attrs["provenance"]["skipped"]
+    assert sorted(skipped) == ["sub-b01", "sub-c02"]
+    assert skipped["sub-b01"].startswith(f"{address}/sub-b01.nii.gz: truncated")
+    assert cohort.sizes["subject"] == len(people.names) - 2
+    assert list(temporary.glob("ketanet-*")) == []
+
+
+def test_an_image_that_vanished_is_its_subject_s_fault_a_server_s_failure_nobody_s(
+    people: People, bucket: str, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = upload(people.folder, f"{bucket}/images")
+    source = images(people, address)
+    run = source.scan().records[4].runs[0]
+    storage.remove(f"{address}/sub-e04.nii.gz")
+    with pytest.raises(InputError, match=f"{address}/sub-e04.nii.gz: no such object"):
+        source.read(run)
+    monkeypatch.setenv("KETANET_STORE_RETRY_SECONDS", "0.5")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with connect("synchronous"), pytest.raises(KetanetError, match="cannot be reached") as error:
+        ingest_cohort(source, tmp_path / "c.zarr", skip_bad=True)
+    assert not isinstance(error.value, InputError), "nobody is left out for it"
+    assert list(temporary.glob("ketanet-*")) == []
+
+
+def test_tables_on_an_object_store(bucket: str, tmp_path: Path, parcels: ParcelGrid, temporary: Path) -> None:
+    rng = np.random.default_rng(3)
+    nib.save(nib.Nifti1Image(parcels.paint(parcels.labels).astype(np.int16), parcels.affine), tmp_path / "a.nii.gz")
+    for name in ("ann", "bob", "cid"):
+        lines = ["\t".join(f"{v:.6f}" for v in row) for row in rng.normal(size=(20, 11))]
+        storage.write(f"{bucket}/deep/{name}/series.tsv", "\n".join(lines).encode())
+
+    def make(folder: Path) -> ParcelSource:
+        return ParcelSource(folder, atlas=tmp_path / "a.nii.gz", pattern="{subject}/series.tsv", tr=2.0)
+
+    cohort = open_cohort(ingest_cohort(RemoteSource(f"{bucket}/deep", make), tmp_path / "c.zarr"))
+    assert cohort["subject"].values.tolist() == ["ann", "bob", "cid"]
+    with pytest.raises(InputError, match="there is no object below this address"):
+        RemoteSource(f"{bucket}/nothing", make).scan()
+    with pytest.raises(InputError, match="not on an object store"):
+        RemoteSource(str(tmp_path), make)
+    assert list(temporary.glob("ketanet-*")) == []
+
+
+def test_an_fmriprep_tree_on_an_object_store(people: People, bucket: str, tmp_path: Path, temporary: Path) -> None:
+    derivatives = tmp_path / "derivatives"
+    for name, frames in zip(people.names[:4], FRAMES, strict=False):
+        (derivatives / name / "func").mkdir(parents=True)
+        start = derivatives / name / "func" / f"{name}_task-rest"
+        shutil.copy(people.folder / f"{name}.nii.gz", f"{start}_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz")
+        shutil.copy(people.mask, f"{start}_space-MNI152NLin6Asym_desc-brain_mask.nii.gz")
+        displaced = "\n".join(["n/a", *(f"{0.01 * frame:.2f}" for frame in range(1, frames))])
+        Path(f"{start}_desc-confounds_timeseries.tsv").write_text(f"framewise_displacement\n{displaced}\n")
+    address = upload(derivatives, f"{bucket}/derivatives")
+    settings = Denoise(fd_mm=0.3)
+    near = open_cohort(ingest_cohort(FmriprepSource(derivatives), tmp_path / "near.zarr", denoise=settings))
+    far = open_cohort(ingest_cohort(RemoteSource(address, FmriprepSource), tmp_path / "far.zarr", denoise=settings))
+    assert far.attrs["content"] == near.attrs["content"]
+    assert far["n_time"].values.tolist() == near["n_time"].values.tolist() == [31] * 4
+    assert far.attrs["provenance"]["subjects"] == near.attrs["provenance"]["subjects"]
+    assert list(temporary.glob("ketanet-*")) == []
