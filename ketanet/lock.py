@@ -1,4 +1,4 @@
-"""One writer at a time: a lock file beside what is being written."""
+"""One writer at a time: a lock file (on an object store, an object) beside what is being written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ketanet.errors import InputError, KetanetWarning
+from ketanet import storage
+from ketanet.errors import InputError, KetanetError, KetanetWarning, StoreError
 from ketanet.files import disk_errors
 
 REFRESH_SECONDS = 20.0
@@ -36,11 +38,12 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     The file names host, process, user and start. While the block runs, its time of modification is refreshed. A lock
     whose process is gone, or that another machine did not refresh for ten minutes, is taken over with a
     :class:`ketanet.KetanetWarning`. It is removed however the block ends; a killed process leaves it to be taken over.
+    On an object store it is an object that only one can create, and times are those of the store's clock.
 
     Parameters
     ----------
     path : path
-        Store or folder to be written; need not exist.
+        Store or folder to be written, or an address on an object store; need not exist.
 
     Raises
     ------
@@ -49,6 +52,12 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     StoreError
         The file cannot be written.
     """
+    with (_locked_object if storage.is_remote(path) else _locked_file)(path):
+        yield
+
+
+@contextmanager
+def _locked_file(path: str | os.PathLike[str]) -> Iterator[None]:
     target = Path(path).resolve()
     lock = target.with_name(f"{target.name}.lock")
     mine = json.dumps(_owner())
@@ -65,6 +74,70 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
         with suppress(OSError):
             if lock.read_text(encoding="utf-8") == mine:
                 lock.unlink()
+
+
+@contextmanager
+def _locked_object(path: str | os.PathLike[str]) -> Iterator[None]:
+    lock = f"{storage.address_of(path)}.lock"
+    mine = json.dumps(_owner()).encode()
+    try:
+        _take_object(lock, mine)
+    except storage.NotSupportedError:
+        warnings.warn(
+            f"{lock}: the object store knows no conditional writes, so nothing keeps a second writer away; see to it "
+            "that there is none",
+            KetanetWarning,
+            stacklevel=2,
+        )
+        yield
+        return
+    except InputError:
+        raise
+    except KetanetError as error:
+        raise StoreError(str(error)) from None
+    stop = threading.Event()
+    refreshing = threading.Thread(target=_refresh_object, args=(lock, mine, stop), daemon=True)
+    try:
+        refreshing.start()
+        yield
+    finally:
+        stop.set()
+        with suppress(KetanetError, FileNotFoundError):
+            if storage.read(lock) == mine:
+                storage.remove(lock)
+
+
+def _take_object(lock: str, mine: bytes) -> None:
+    for _ in range(_ATTEMPTS):
+        if storage.create(lock, mine):
+            return
+        try:
+            text, (written, tag) = bytes(storage.read(lock)), storage.look(lock)
+        except FileNotFoundError:
+            continue  # given back just now
+        words = _words_of(lock, text.decode(errors="replace"), max(0.0, (_now(lock) - written).total_seconds()))
+        if storage.replace(lock, mine, tag):
+            _warn_taken_over(lock, words)
+            return
+    raise InputError(f"{lock}: others take this lock again and again; wait for them, then run again")
+
+
+def _now(lock: str) -> datetime:
+    """Time by the store's clock."""
+    probe = f"{lock}.{uuid.uuid4().hex}"
+    storage.write(probe, b"")
+    try:
+        return storage.look(probe)[0]
+    finally:
+        storage.remove(probe)
+
+
+def _refresh_object(lock: str, mine: bytes, stop: threading.Event) -> None:
+    while not stop.wait(REFRESH_SECONDS):
+        with suppress(KetanetError, FileNotFoundError):
+            tag = storage.look(lock)[1]
+            if storage.read(lock) == mine:
+                storage.replace(lock, mine, tag)
 
 
 def _owner() -> dict[str, Any]:
@@ -136,7 +209,11 @@ def _remove_stale(lock: Path) -> None:
     finally:
         guard.unlink()
     if words is not None:
-        warnings.warn(f"{lock}: the lock of {words}; it is taken over", KetanetWarning, stacklevel=2)
+        _warn_taken_over(lock, words)
+
+
+def _warn_taken_over(lock: Path | str, words: str) -> None:
+    warnings.warn(f"{lock}: the lock of {words}; it is taken over", KetanetWarning, stacklevel=2)
 
 
 def _left_by(lock: Path) -> str | None:
@@ -152,6 +229,11 @@ def _left_by(lock: Path) -> str | None:
         silent = max(0.0, time.time() - lock.stat().st_mtime)
     except FileNotFoundError:
         return None
+    return _words_of(str(lock), text, silent)
+
+
+def _words_of(lock: str, text: str, silent: float) -> str:
+    """Who left a lock that holds a text and was silent for so many seconds; raises as :func:`_left_by`."""
     owner: dict[str, Any] = {}  # unknown, where it is being written or its writer was killed in that moment
     with suppress(ValueError, TypeError):
         owner = dict(json.loads(text))
@@ -160,8 +242,8 @@ def _left_by(lock: Path) -> str | None:
     if _lives(owner.get("pid")) if here else silent <= STALE_SECONDS:
         age = _span(max(silent, time.time() - owner.get("started", time.time())))
         raise InputError(
-            f"{lock.with_suffix('')} is being written by {who} for {age}, last sign of life {_span(silent)} ago; wait "
-            f"for it to end, or stop it (if that process is none of ketanet's, remove {lock})"
+            f"{lock.removesuffix('.lock')} is being written by {who} for {age}, last sign of life {_span(silent)} ago; "
+            f"wait for it to end, or stop it (if that process is none of ketanet's, remove {lock})"
         )
     return f"{who}, which is gone" if here else f"{who}, without a sign of life for {_span(silent)}"
 

@@ -103,12 +103,22 @@ def failures(address: str) -> Iterator[None]:
         yield
     except Exception as error:
         text, kind = str(error), type(error)
-        if not kind.__module__.startswith("obstore") and not (kind is FileNotFoundError and "NoSuchBucket" in text):
+        no_bucket = kind is FileNotFoundError and "NoSuchBucket" in text
+        if not (kind.__module__.startswith("obstore") or kind is NotImplementedError or no_bucket):
             raise
     else:
         return
     # raised outside of the handler, so that no traceback shows what obstore said
-    raise (_BrokenOff if _broke_off(text) else KetanetError)(f"{address}: {_in_words(address, text, kind.__name__)}")
+    error_type = KetanetError
+    if kind.__name__ in ("NotImplementedError", "NotSupportedError") or "<Code>NotImplemented</Code>" in text:
+        error_type = NotSupportedError
+    elif _broke_off(text):
+        error_type = _BrokenOff
+    raise error_type(f"{address}: {_in_words(address, text, kind.__name__)}")
+
+
+class NotSupportedError(KetanetError):
+    """The store does not know this kind of request."""
 
 
 class _BrokenOff(KetanetError):
@@ -222,6 +232,13 @@ def listed(address: str) -> dict[str, int]:
     start = len(key) + 1 if key else 0
     sizes = {entry["path"][start:]: entry["size"] for entry in _entries(client, key)}
     return dict(sorted(sizes.items()))
+
+
+def size_of(address: str) -> int:
+    """Bytes of all files of a folder, or of all objects below an address."""
+    if is_remote(address):
+        return sum(listed(address).values())
+    return sum(file.stat().st_size for file in Path(address).rglob("*") if file.is_file())
 
 
 @_request

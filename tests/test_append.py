@@ -412,7 +412,7 @@ def state_of(path: Path, old: str) -> str:
 
 @pytest.mark.parametrize(
     ("calls", "state"),
-    [(0, "old"), (4, "old"), (6, "old"), (7, "refused"), (12, "refused"), (15, "refused"), (16, "new")],
+    [(0, "old"), (4, "old"), (6, "old"), (7, "refused"), (12, "refused"), (15, "refused"), (26, "new")],
 )
 def test_joining_that_was_killed_is_finished_by_running_again(
     grid: VolumeGrid, nearly: Path, tmp_path: Path, calls: int, state: str

@@ -570,7 +570,9 @@ def test_runs_of_the_hcp(tmp_path: Path) -> None:
     z = []
     for person in range(3):
         parts = [draw(person + frames, frames).astype(np.float64) for frames in runs.values()]
-        z.append(seed_z(np.concatenate([(p - p.mean(axis=0)) / p.std(axis=0) for p in parts]), weights))
+        spread = np.sqrt(sum(len(p) * p.var(axis=0) for p in parts) / sum(map(len, parts)))
+        joined = np.concatenate([(p - p.mean(axis=0)) / p.std(axis=0) * spread for p in parts])
+        z.append(seed_z(joined, weights))
     np.testing.assert_allclose(got["mean_z"].values[0], np.mean(z, axis=0), atol=1e-5)
 
 

