@@ -458,11 +458,9 @@ def test_an_ingestion_continues_after_an_interruption(
     assert not (tmp_path / "c.zarr").exists()
     first = list(reads)
     reads.clear()
-    monkeypatch.setattr(
-        NiftiSource, "read", lambda self, record: (reads.append(record.path), plain(self, record))[1]
-    )
+    monkeypatch.setattr(NiftiSource, "read", lambda self, record: (reads.append(record.path), plain(self, record))[1])
     out = ingest_cohort(source(lab), tmp_path / "c.zarr")
-    assert sorted(Path(p).name.split('.')[0] for p in first + reads) == sorted(FRAMES)
+    assert sorted(Path(p).name.split(".")[0] for p in first + reads) == sorted(FRAMES)
     for file in sorted(p for p in whole.rglob("*") if p.is_file()):
         assert (out / file.relative_to(whole)).read_bytes() == file.read_bytes()
 

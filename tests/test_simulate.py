@@ -195,16 +195,14 @@ def large_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     rng = np.random.default_rng(0)
     drawn = [rng.normal(size=(grid.n_voxels, 200)).astype(np.float32) for _ in range(5)]
     made: dict[int, Any] = {}
-    unit_rows, quantise = ketanet.cohort.writing.unit_rows, ketanet.cohort.writing.quantise
+    stored_rows = ketanet.cohort.writing.stored_rows
 
-    def once(series: np.ndarray, **_: Any) -> Any:
+    def once(series: np.ndarray, **settings: Any) -> Any:
         if id(series) not in made:
-            rows, norm = unit_rows(series)
-            made[id(series)] = quantise(rows), norm
+            made[id(series)] = stored_rows(series, **settings)
         return made[id(series)]
 
-    monkeypatch.setattr(ketanet.cohort.writing, "unit_rows", once)
-    monkeypatch.setattr(ketanet.cohort.writing, "quantise", lambda stored: stored)
+    monkeypatch.setattr(ketanet.cohort.writing, "stored_rows", once)
     plan = CohortPlan(grid, [Subject(f"s{row:03d}", 200, 2.0) for row in range(200)])
     writer = CohortWriter(tmp_path / "large.zarr", plan)
     writer.begin()

@@ -26,7 +26,7 @@ from ketanet.cohort.columns import Digest, Subject, columns_dataset, columns_of
 from ketanet.cohort.places import place_of
 from ketanet.errors import InputError, KetanetError
 from ketanet.grid import Grid
-from ketanet.kernels.rows import quantise, unit_rows
+from ketanet.kernels.rows import stored_rows
 
 CHUNK_BYTES = 16 * 2**20
 """Largest chunk as stored: one read per chunk, and two of them in flight per thread stay small."""
@@ -354,10 +354,7 @@ def stored_form(
     digest : str
         Of both.
     """
-    rows, norm = unit_rows(series, magnitude=magnitude)
-    stored = quantise(rows) if dtype == "int16" else rows
-    padded = np.zeros((len(stored), n_frames), stored.dtype)
-    padded[:, : stored.shape[1]] = stored
+    padded, norm = stored_rows(series, magnitude=magnitude, dtype=dtype, n_frames=n_frames)
     digest = Digest()
     digest.add(padded)
     digest.add(norm)

@@ -108,7 +108,8 @@ class Nuisance:
 class Source(Protocol):
     """A kind of input. Must pickle small: workers get a copy."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def grid(self) -> Grid: ...

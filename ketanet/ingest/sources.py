@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from importlib import import_module
 from typing import Any
 
-from ketanet import spec
+from ketanet import spec, storage
 from ketanet.errors import InputError
+from ketanet.ingest.remote import KINDS as REMOTE_KINDS
+from ketanet.ingest.remote import RemoteSource
 from ketanet.ingest.source import Source
 
 KINDS = {
@@ -32,7 +35,7 @@ def source_of_kind(kind: str, path: Any, **options: Any) -> Source:
     kind : str
         A key of :data:`KINDS`.
     path : path or sequence of paths
-        The source's first argument.
+        The source's first argument; also an address on an object store, such as ``s3://bucket/images``.
     **options
         Its other arguments; None counts as not given.
 
@@ -42,6 +45,10 @@ def source_of_kind(kind: str, path: Any, **options: Any) -> Source:
         No such kind, an option that the kind does not have, or one missing that it needs.
     """
     spec.choice(kind, tuple(KINDS), "the source")
+    if isinstance(path, str) and storage.is_remote(path):
+        if kind not in REMOTE_KINDS:
+            raise InputError(f"{path}: --source {kind} is read from a disk; copy the files there first")
+        return RemoteSource(path, partial(source_of_kind, kind, **options))
     module, name = KINDS[kind].split(".")
     make = getattr(import_module(f"ketanet.ingest.{module}"), name)
     known = list(inspect.signature(make).parameters.values())[1:]

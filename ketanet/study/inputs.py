@@ -11,7 +11,7 @@ from typing import Any
 
 import xarray as xr
 
-from ketanet import labelling
+from ketanet import labelling, storage
 from ketanet.cohort import open_cohort, select, without_damaged
 from ketanet.errors import InputError, KetanetWarning
 from ketanet.grid import Grid, grid_from_attrs, require_same_grid
@@ -108,7 +108,11 @@ def refuse_inputs_inside(study: Study, source: Path, folder: Path) -> None:
     files = [str(source), study.coordinates, study.group.mask, *(c.store for c in study.cohorts.values())]
     files += [entry.get("file") if isinstance(entry, dict) else entry for entry in atlas]
     for file in files:
-        if file and folder.absolute() in (Path(file).absolute(), *Path(file).absolute().parents):
+        if (
+            file
+            and not storage.is_remote(file)
+            and folder.absolute() in (Path(file).absolute(), *Path(file).absolute().parents)
+        ):
             raise InputError(f"{file} lies inside the results folder {folder}; choose another folder")
 
 
