@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from threadpoolctl import threadpool_limits
 
-from ketanet.cohort import open_cohort, verify_cohort
+from ketanet.cohort import cohort_quality, open_cohort, verify_cohort
 from ketanet.compute import connect
 from ketanet.connectivity import seed_maps
 from ketanet.errors import InputError
@@ -654,6 +654,16 @@ def test_thirty_subjects(tree: Tree, tmp_path: Path) -> None:
     assert "frames are kept" in skipped["sub-11"]
     runs = {s: [cleaned(tree.images[p.name], tree.confounds[p.name]) for p in own] for s, own in paths.items()}
     agrees(store, {s: own for s, own in runs.items() if s not in skipped}, tree.grid.mask)
+    quality = cohort_quality(open_cohort(store))
+    assert sorted(quality.skipped) == sorted(skipped)
+    table = quality.table.set_index("subject")
+    assert sorted(table.index) == sorted(set(paths) - set(skipped))
+    for subject, row in table.iterrows():
+        fd = [tree.confounds[p.name]["framewise_displacement"].to_numpy()[1:] for p in paths[subject]]
+        assert row["frames_total"] == sum(len(f) + 1 for f in fd)
+        assert row["frames_kept"] == sum(len(f) + 1 - (f > 0.5).sum() for f in fd)
+        np.testing.assert_allclose(row["mean_fd"], np.concatenate(fd).mean(), rtol=1e-5)
+        np.testing.assert_allclose(row["fd_over_05"], (np.concatenate(fd) > 0.5).mean(), rtol=1e-5)
 
 
 def test_a_subject_who_moved(tree: Tree, tmp_path: Path) -> None:
@@ -663,6 +673,9 @@ def test_a_subject_who_moved(tree: Tree, tmp_path: Path) -> None:
     keep = {p.name: (tree.confounds[p.name]["framewise_displacement"].fillna(0) <= 0.5).to_numpy() for p in paths}
     expected = {f"sub-{n}": [tree.images[p.name][..., keep[p.name]]] for n, p in enumerate(paths)}
     agrees(store, expected, tree.grid.mask)
+    flags = cohort_quality(open_cohort(store)).table.set_index("subject")["flags"]
+    assert "frames" in flags["sub-1"]
+    assert "frames" not in flags["sub-0"]
 
 
 # --- XCP-D
