@@ -43,6 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     # a terminated run leaves no scratch files behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sections = [run(name, options) for name in options.names or BENCHMARKS]
+    if options.update:
+        _PAGE.write_text(updated(_PAGE.read_text(encoding="utf-8"), sections), encoding="utf-8")
+        log.info("written: %s", _PAGE)
+        return int(any(not section.rows for section in sections))
     text = page(sections, quick=options.quick)
     out = options.out or (None if options.names or options.quick else _PAGE)
     if out is None:
@@ -60,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--people", type=int, help="people of the cohort, in benchmarks that have one")
     parser.add_argument("--patients", type=int, help="people of the second cohort (ketamine_scale)")
     parser.add_argument("--folder", type=Path, help="where scratch files go (default: the system's temporary folder)")
+    parser.add_argument("--update", action="store_true", help="put these sections in the place of the page's own")
     parser.add_argument("--out", type=Path, help="page to write (default: docs/performance.md when all run in full)")
     return parser
 
@@ -88,12 +93,21 @@ def run(name: str, options: argparse.Namespace) -> Section:
 def page(sections: list[Section], *, quick: bool) -> str:
     """The page of results."""
     words = (
-        f"Written by `python -m benchmarks{' --quick' if quick else ''}` with ketanet {__version__}; every number was "
-        f"measured in that run, so ratios hold within it. The machine: {machine()}."
+        f"Written by `python -m benchmarks{' --quick' if quick else ''}` with ketanet {__version__}; the numbers of "
+        f"a section were measured in one run, so ratios hold within it. The machine: {machine()}."
         f"{' The sizes are too small for what is wanted of the numbers to be judged.' if quick else ''}"
     )
     head = f"# Performance\n\n{textwrap.fill(words, WIDTH)}\n"
     return "\n".join([head, *(section.to_markdown() for section in sections)])
+
+
+def updated(text: str, sections: list[Section]) -> str:
+    """A page with some sections replaced, new ones behind the others."""
+    head, *old = text.split("\n## ")
+    parts = {part.partition("\n")[0]: part for part in old}
+    for section in sections:
+        parts[section.title] = section.to_markdown().removeprefix("## ")
+    return "\n## ".join([head, *(part.rstrip("\n") + "\n" for part in parts.values())])
 
 
 if __name__ == "__main__":

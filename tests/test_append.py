@@ -231,10 +231,12 @@ def test_other_settings_are_refused(grid: VolumeGrid, volume: VolumeGrid, tmp_pa
     path = ingest_cohort(made(grid, *FIRST), tmp_path / "c.zarr", denoise=Denoise(detrend=True, band_hz=(0.01, None)))
     same = Denoise(detrend=True, band_hz=(0.01, None))
     text = refused(made(grid, *MORE), path, denoise=Denoise(band_hz=(0.01, None)))
-    assert "detrend is True there and False here" in text
+    assert "detrend (--detrend) is True there and False here" in text
     text = refused(made(grid, *MORE), path, denoise=Denoise(detrend=True, band_hz=(0.01, 0.1)))
-    assert "band_hz is [0.01, None] there and [0.01, 0.1] here" in text
-    assert "global_signal is False there" in refused(made(grid, *MORE), path, denoise=same, global_signal=True)
+    assert "band_hz (--band) is [0.01, None] there and [0.01, 0.1] here" in text
+    assert "global_signal (--global-signal) is False there" in refused(
+        made(grid, *MORE), path, denoise=same, global_signal=True
+    )
     assert "holds rows as int16, float32 is asked" in refused(made(grid, *MORE), path, denoise=same, dtype="float32")
     assert "different grids" in refused(made(volume, *MORE), path, denoise=same)
     text = refused(made(grid, "fay"), path, denoise=same, max_frames=50)

@@ -269,3 +269,17 @@ def test_numbers_in_words() -> None:
     assert median([Cost(1, 4), Cost(3, 5), Cost(2, 9)]) == Cost(2, 5)
     assert "numpy" in machine()
     assert shutil.os.uname().nodename not in machine()
+
+
+def test_a_section_of_the_page_is_replaced() -> None:
+    sections = [Section(title, "Words.", [{"a": 1}]) for title in ("One", "Two", "Three")]
+    text = entry.page(sections, quick=False)
+    again = entry.updated(text, [Section("Two", "Other words.", [{"a": 2}]), Section("Four", "New.", [{"a": 4}])])
+    assert [line for line in again.splitlines() if line.startswith("## ")] == [
+        "## One",
+        "## Two",
+        "## Three",
+        "## Four",
+    ]
+    assert "Other words." in again
+    assert entry.updated(text, sections) == text

@@ -576,6 +576,16 @@ def test_runs_of_the_hcp(tmp_path: Path) -> None:
     np.testing.assert_allclose(got["mean_z"].values[0], np.mean(z, axis=0), atol=1e-5)
 
 
+def test_sessions(tmp_path: Path) -> None:
+    for session, frames in (("1", 30), ("2", 41)):
+        for name in NAMES[:2]:
+            write(tmp_path / name / f"ses-{session}" / "rest.dtseries.nii", draw(0, frames))
+    scan = CiftiSource(tmp_path, pattern="{subject}/{session}/{run}.dtseries.nii").scan()
+    assert scan.bad == {}
+    assert [r.subject for r in scan.records] == list(NAMES[:2])
+    assert [(run.label, run.n_time) for run in scan.records[0].runs] == [("ses-1_rest", 30), ("ses-2_rest", 41)]
+
+
 def test_a_list_of_files(lab: Path, tmp_path: Path) -> None:
     files = [lab / f"{name}.dtseries.nii" for name in NAMES[::-2]]
     cohort = open_cohort(ingest_cohort(CiftiSource(files), tmp_path / "c.zarr"))
@@ -992,7 +1002,7 @@ BAD_SERIES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "broken XML": (broken_xml, "not a readable CIFTI-2 file"),
     "other size": (other_size, r"shape \(45, 273\) does not match"),
     "truncated": (truncated, "truncated or damaged"),
-    "NaN": (lambda p: write(p, np.full((40, SIZE), np.nan, "f4")), "NaN or infinite"),
+    "NaN": (lambda p: write(p, np.full((40, SIZE), np.nan, "f4")), "273 of 273 time series are NaN in every frame"),
     "other models": (lambda p: write(p, draw(0)[:, 1:], AXIS[1:]), r"its 272 grayordinates .* are not those of"),
     "parcels": (lambda p: write(p, draw(0, size=5), PARCELS), "its 5 parcels .* are not those of"),
     "in Hz": (lambda p: write(p, draw(0), unit="HERTZ"), r"gives no repetition time \(step 0.72, HERTZ\)"),
@@ -1021,6 +1031,27 @@ def test_series_that_cannot_be_used(bad: str, lab: Path, tmp_path: Path) -> None
     assert list(cohort.attrs["provenance"]["skipped"]) == [NAMES[3]]
 
 
+def test_files_without_content_are_named(tmp_path: Path) -> None:
+    """As git-annex and DataLad leave them; the first one, which the grid would come from, too."""
+    for name in NAMES[:4]:
+        write(tmp_path / f"{name}.dtseries.nii", draw(0))
+    for name, target in ((NAMES[0], ".git/annex/objects/x"), (NAMES[2], "gone")):
+        (tmp_path / f"{name}.dtseries.nii").unlink()
+        (tmp_path / f"{name}.dtseries.nii").symlink_to(target)
+    (tmp_path / f"{NAMES[3]}.dtseries.nii").write_text("/annex/objects/MD5E-s1--0.nii\n")
+    scan = CiftiSource(tmp_path).scan()
+    assert [record.subject for record in scan.records] == [NAMES[1]]
+    assert {subject: reason.split(": ", 1)[1] for subject, reason in scan.bad.items()} == {
+        NAMES[0]: "a git-annex link without content; fetch it (datalad get)",
+        NAMES[2]: "a link to nothing (gone)",
+        NAMES[3]: "a git-annex pointer without content; fetch it (datalad get)",
+    }
+    (tmp_path / f"{NAMES[1]}.dtseries.nii").unlink()
+    with pytest.raises(InputError, match=r"100206\.dtseries\.nii: a git-annex link without content") as error:
+        CiftiSource(tmp_path).scan()
+    one_line(error)
+
+
 def test_headers_that_do_not_fit_the_data(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dtseries.nii", draw(3))
     other_size(path)
@@ -1038,6 +1069,7 @@ def test_folders_that_cannot_be_used(lab: Path, tmp_path: Path) -> None:
         (CiftiSource(tmp_path / "none"), "no such folder"),
         (CiftiSource(lab, pattern="*.dtseries.nii"), r"needs \{subject\}"),
         (CiftiSource(lab, pattern="../{subject}.dtseries.nii"), "leaves the folder"),
+        (CiftiSource(lab, pattern="{ses}/{subject}.dtseries.nii"), r"a field \{ses\} that is not known"),
         (CiftiSource(lab, tr=-1), "the repetition time is -1 s"),
     ]
     for source, message in cases:

@@ -17,11 +17,13 @@ import pytest
 from ketanet.errors import InputError
 from ketanet.grid import ParcelGrid, VolumeGrid
 from ketanet.ingest.confounds import (
+    MOTION_ADVICE,
     STRATEGIES,
     framewise_displacement,
     friston24,
     load_confounds_table,
     load_motion_file,
+    marked_as,
     motion_table,
 )
 from ketanet.ingest.denoise import Cleaned, Denoise, clean_run, frames_kept, join_runs
@@ -270,6 +272,10 @@ def test_frames_that_are_kept() -> None:
         frames_kept(made_run(20), replace(known, fd=None), Denoise(fd_mm=0.5))
     with pytest.raises(InputError, match=r"standardised DVARS .limit 2.: it is not known"):
         frames_kept(made_run(20), known, Denoise(dvars=2))
+    with pytest.raises(InputError, match="not known of this run; give its motion with --confounds, or leave --fd out"):
+        frames_kept(made_run(20), Nuisance.none(20, MOTION_ADVICE), Denoise(fd_mm=0.5))
+    with pytest.raises(InputError, match="not known of this run; leave --dvars out"):
+        frames_kept(made_run(20), Nuisance.none(20), Denoise(dvars=2))
     words = r"1 of 20 frames are left \(dropped: 18 at the start, 2 marked by the source, 0 for motion\)"
     with pytest.raises(InputError, match=words):
         frames_kept(made_run(20), replace(known, keep=keep[::-1]), Denoise(drop_first=18))
@@ -410,10 +416,17 @@ def test_one_run_stays_as_it_is() -> None:
 def test_a_subject_with_too_few_frames() -> None:
     run = cleaned(np.random.default_rng(0).normal(size=(4, 20)))
     short = replace(run, values=run.values[:, :5], keep=np.arange(20) < 5)
-    words = r"subject 'ann': 25 of 40 frames are left in 2 runs; at least 26 are asked for \(min_frames\)"
+    words = r"subject 'ann': 25 of 40 frames are left in 2 runs; at least 26 are asked for \(--min-frames\)"
     with pytest.raises(InputError, match=words):
         join_runs([run, short], subject="ann", min_frames=26)
     join_runs([run, short], subject="ann", min_frames=25)
+
+
+def test_more_runs_than_can_be_told_apart() -> None:
+    run = cleaned(np.random.default_rng(0).normal(size=(4, 3)))
+    assert join_runs([run] * 127)[2].tolist() == np.repeat(np.arange(127), 3).tolist()
+    with pytest.raises(InputError, match="subject 'ann': 128 runs; a subject may have 127"):
+        join_runs([run] * 128, subject="ann")
 
 
 # --- settings and words
@@ -423,20 +436,20 @@ def test_a_subject_with_too_few_frames() -> None:
     ("settings", "words"),
     [
         ({"strategy": "aroma"}, "denoising strategy is 'aroma'; allowed: simple, scrubbing, compcor, fcnm, motion"),
-        ({"band_hz": (0.1, 0.01)}, "lower limit must lie below"),
+        ({"band_hz": (0.1, 0.01)}, r"band_hz \(--band\) is \(0.1, 0.01\); the lower limit must lie below"),
         ({"band_hz": (None, None)}, "at least one limit"),
         ({"band_hz": (0, 0.1)}, "a limit is a frequency above 0 Hz"),
         ({"band_hz": (0.01, float("nan"))}, "a limit is a frequency above 0 Hz"),
         ({"band_hz": (0.01,)}, "a lower and an upper limit"),
-        ({"fd_mm": 0}, "fd_mm is 0; it is a number above zero"),
-        ({"dvars": -1.5}, "dvars is -1.5; it is a number above zero"),
-        ({"fwhm_mm": float("inf")}, "fwhm_mm is inf"),
-        ({"drop_first": -1}, "drop_first is -1; it is a whole number of frames, 0 or more"),
-        ({"drop_first": 1.5}, "drop_first is 1.5; it is a whole number"),
-        ({"min_frames": 2}, "min_frames is 2; it is a whole number of frames, 3 or more"),
-        ({"min_segment": 5}, "min_segment .* give fd_mm or dvars"),
+        ({"fd_mm": 0}, r"fd_mm \(--fd\) is 0; it is a number above zero"),
+        ({"dvars": -1.5}, r"dvars \(--dvars\) is -1.5; it is a number above zero"),
+        ({"fwhm_mm": float("inf")}, r"fwhm_mm \(--smooth\) is inf"),
+        ({"drop_first": -1}, r"drop_first \(--drop-first\) is -1; it is a whole number of frames, 0 or more"),
+        ({"drop_first": 1.5}, r"drop_first \(--drop-first\) is 1.5; it is a whole number"),
+        ({"min_frames": 2}, r"min_frames \(--min-frames\) is 2; it is a whole number of frames, 3 or more"),
+        ({"min_segment": 5}, r"min_segment \(--min-segment\) .* give fd_mm \(--fd\) or dvars"),
         ({"runs": "apart"}, "runs is 'apart'; allowed: concatenated, averaged"),
-        ({"strategy": "scrubbing"}, "'scrubbing' drops frames: give fd_mm or dvars"),
+        ({"strategy": "scrubbing"}, r"'scrubbing' drops frames: give fd_mm \(--fd\) or dvars"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
@@ -453,13 +466,43 @@ def test_named_settings() -> None:
         Denoise.named("best")
 
 
+def test_methods_tell_what_came_before() -> None:
+    plain = "Time series were taken as they were, only centred and scaled."
+    known = {
+        "source": "xcpd",
+        "pipeline": {"name": "xcp_d", "version": "0.10.0"},
+        "mask": {"inside_brain_of_share": 0.5},
+    }
+    paper = "(Mehta et al. 2024, doi 10.1162/imag_a_00257)"
+    marked = "Frames that the preprocessing had marked as outliers were dropped."
+    assert Denoise().methods(marks_frames="outliers", account=known) == (
+        f"Images had been denoised by XCP-D 0.10.0 {paper}. {marked}"
+    )
+    known = {"source": "xcpd-parcels", "pipeline": {}}
+    assert Denoise().methods(account=known) == f"Time series had been denoised by XCP-D {paper}."
+    resampled = "Images were resampled onto the grid {} by linear interpolation where they lay on another lattice."
+    assert Denoise().methods(account={"source": "nifti", "grid": {"name": "mni-3mm"}}) == resampled.format("mni-3mm")
+    for account in ({"grid": {"file": "g.nii"}}, {"source": "fmriprep", "mask": {"resampled_onto": "g.nii"}}):
+        assert Denoise(drop_first=1).methods(account=account) == (
+            f"{resampled.format('g.nii')} The first frame of every run was dropped."
+        )
+    assert Denoise().methods(account={"source": "nifti", "mask": {"file": "mask.nii"}}) == plain
+
+
+def test_what_a_table_can_mark() -> None:
+    for pattern in ("{subject}/*_timeseries.tsv", "{subject}.TSV", "{subject}.*"):
+        assert marked_as(pattern) == "non-steady state"
+    for pattern in (None, "rp_{subject}.txt", "{subject}.par", "{subject}.1D"):
+        assert marked_as(pattern) == ""
+
+
 def test_methods_in_words() -> None:
     assert Denoise().methods() == "Time series were taken as they were, only centred and scaled."
     assert Denoise(detrend=True).methods() == "A linear trend was regressed out of every time series."
     assert Denoise(band_hz=(None, 0.1)).methods() == (
         "The frequencies above 0.1 Hz were regressed out of every time series."
     )
-    assert Denoise.named("fcnm").methods() == (
+    assert Denoise.named("fcnm").methods(marks_frames="non-steady state") == (
         "Frames that the preprocessing had marked as non-steady state were dropped. "
         "A linear trend, 24 head-motion parameters (Friston et al. 1996, doi 10.1002/mrm.1910350312), "
         "the mean signals of white matter, cerebrospinal fluid and the whole brain, and the frequencies outside "
@@ -489,6 +532,8 @@ def test_methods_in_words() -> None:
     assert Denoise(runs="averaged").methods(several_runs=True) == (
         "Runs were correlated apart, and their correlations averaged as Fisher z."
     )
+    assert Denoise(strategy="compcor").methods().startswith("The 24 head-motion parameters")
+    assert "marked" not in Denoise.named("motion").methods()
     for strategy in STRATEGIES:
         for extra in ({}, {"global_signal": True}, {"fwhm_mm": 4, "drop_first": 1}, {"band_hz": (0.01, 0.1)}):
             text = replace(Denoise.named(strategy), **extra).methods()

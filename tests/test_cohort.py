@@ -791,15 +791,14 @@ def test_a_measure_gives_way_to_a_column_of_the_participants(tmp_path: Path, tin
 
 @pytest.mark.parametrize("name", ["bold", "run", "digest", "time", "a/b", ""])
 def test_columns_cannot_have_the_names_a_store_uses(tmp_path: Path, tiny: VolumeGrid, name: str) -> None:
-    for columns, quality in (({name: 1.0}, {}), ({}, {name: 1.0})):
-        people = [Subject(f"s{row}", 30, 2.0, columns) for row in range(3)]
-        writer = CohortWriter(tmp_path / "c.zarr", CohortPlan(tiny, people))
-        writer.begin()
-        for row in range(3):
-            writer.write(row, draw(tiny, 0), quality=quality)
-        with pytest.raises(InputError, match=f"a subject column cannot be called {name!r}"):
-            writer.finish()
-        writer.discard()
+    with pytest.raises(InputError, match=f"a subject column cannot be called {name!r}"):
+        CohortPlan(tiny, [Subject(f"s{row}", 30, 2.0, {name: 1.0}) for row in range(3)])
+    writer = CohortWriter(tmp_path / "c.zarr", CohortPlan(tiny, [Subject(f"s{row}", 30, 2.0) for row in range(3)]))
+    writer.begin()
+    for row in range(3):
+        writer.write(row, draw(tiny, 0), quality={name: 1.0})
+    with pytest.raises(InputError, match=f"a subject column cannot be called {name!r}"):
+        writer.finish()
 
 
 @pytest.mark.parametrize("run", [[0] * 29, [1] * 15 + [0] * 15, [-1] * 30])

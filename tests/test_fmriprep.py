@@ -666,6 +666,18 @@ def test_thirty_subjects(tree: Tree, tmp_path: Path) -> None:
         np.testing.assert_allclose(row["fd_over_05"], (np.concatenate(fd) > 0.5).mean(), rtol=1e-5)
 
 
+def test_marked_frames_are_dropped_without_cleaning_and_that_is_said(tree: Tree, tmp_path: Path) -> None:
+    for path in three(tree):
+        name = path.name.split("_space-")[0] + "_desc-confounds_timeseries.tsv"
+        table = tree.confounds[path.name].assign(non_steady_state_outlier00=0)
+        table.loc[0, "non_steady_state_outlier00"] = 1
+        table.to_csv(path.with_name(name), sep="\t", index=False, na_rep="n/a")
+    cohort = open_cohort(ingest_cohort(FmriprepSource(tree.folder), tmp_path / "c.zarr"))
+    assert cohort["n_time"].values.tolist() == [29, 35, 32]
+    said = cohort.attrs["provenance"]["methods"]
+    assert said == "Frames that the preprocessing had marked as non-steady state were dropped."
+
+
 def test_a_subject_who_moved(tree: Tree, tmp_path: Path) -> None:
     paths = [tree.add(f"{n}", 50, moved=40 if n == 1 else 2) for n in range(3)]
     store = ingest_cohort(FmriprepSource(tree.folder), tmp_path / "c.zarr", denoise=Denoise(fd_mm=0.5), dtype="float32")
@@ -735,8 +747,31 @@ def test_layouts_of_xcpd(tree: Tree, tmp_path: Path, censored: bool, old: bool) 
     facts = source.facts(run)
     assert {"file", "sha256", "confounds", "confounds_sha256", "outliers", "outliers_sha256"} == set(facts)
     assert source.describe()["pipeline"] == {"name": "xcp_d", "version": "0.10.0"}
+    said = open_cohort(store).attrs["provenance"]["methods"]
+    assert said.startswith("Images had been denoised by XCP-D 0.10.0 ")
+    assert "marked as outliers were dropped" in said
     with pytest.raises(InputError, match="denoised already; leave out --denoise fcnm"):
         source.nuisance(run, "fcnm")
+
+
+@pytest.mark.parametrize("known", ["both", "outliers"])
+@pytest.mark.parametrize("censored", [True, False])
+def test_removed_frames_count_as_motion(tree: Tree, tmp_path: Path, censored: bool, known: str) -> None:
+    """Somebody who moved in 80 of 100 frames, whether XCP-D removed these or not."""
+    for sub, moved in (("01", 80), ("02", 0), ("03", 0)):
+        add_xcpd(tree, sub, 100, moved=moved, censored=censored)
+        if known == "outliers":
+            tree.stem(sub).with_name(f"{tree.stem(sub).name}_motion.tsv").unlink()
+    cohort = open_cohort(ingest_cohort(XcpdSource(tree.folder), tmp_path / "c.zarr"))
+    assert cohort["frames_total"].values.tolist() == [100, 100, 100]
+    assert cohort["frames_kept"].values.tolist() == [20, 100, 100]
+    assert cohort["n_time"].values.tolist() == [20, 100, 100]
+    if known == "outliers":
+        assert "mean_fd" not in cohort or np.isnan(cohort["mean_fd"].values).all()
+        return
+    still = 0.1 + np.arange(1, 100) / 1000
+    np.testing.assert_allclose(cohort["mean_fd"], [still.mean() + 0.8 * 80 / 99, still.mean(), still.mean()])
+    np.testing.assert_allclose(cohort["fd_over_05"], [80 / 99, 0, 0])
 
 
 def test_concatenated_runs_of_xcpd_are_left_aside(tree: Tree) -> None:

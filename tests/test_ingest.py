@@ -20,7 +20,8 @@ from ketanet.compute import connect
 from ketanet.errors import InputError, KetanetWarning
 from ketanet.grid import ParcelGrid, VolumeGrid
 from ketanet.ingest import NiftiSource, ParcelSource, ingest_cohort
-from ketanet.ingest.source import checksum, find_files
+from ketanet.ingest.denoise import Denoise
+from ketanet.ingest.source import checksum
 
 FRAMES = {"ann": 30, "bob": 36, "cid": 24, "dot": 33}
 
@@ -117,6 +118,12 @@ def test_a_list_of_files(lab: Path, tmp_path: Path) -> None:
     assert open_cohort(out)["subject"].values.tolist() == ["dot", "ann", "cid"], "in the order given"
 
 
+def test_a_list_that_is_no_text(lab: Path, tmp_path: Path) -> None:
+    (lab / "images.txt").write_bytes("ann.nii.gz\nJérôme.nii.gz\n".encode("latin-1"))
+    line = refused(NiftiSource(lab / "images.txt", mask=lab / "mask.nii.gz"), tmp_path / "c.zarr")
+    assert "images.txt: not a readable list of images; one path a line, in UTF-8 ('utf-8' codec" in line
+
+
 @pytest.mark.parametrize(
     "make",
     ["float32", "float64", "int16", "uint8", "scaled int16", "big-endian float32", "big-endian int16", "NIfTI-2"],
@@ -203,34 +210,6 @@ def test_a_given_repetition_time_must_be_one(lab: Path, tmp_path: Path, tr: floa
 
 
 # --- patterns
-
-
-def test_patterns(tmp_path: Path) -> None:
-    names = [
-        "sub-01/func/sub-01_task-rest_bold.nii.gz",
-        "sub-02/func/sub-02_task-rest_bold.nii.gz",
-        "sub-02/func/sub-03_task-rest_bold.nii.gz",
-        "sub-04/sub-04_task-rest_bold.nii.gz",
-        "sub-05/func/sub-05_task-rest_bold.nii",
-        "x.nii.gz",
-    ]
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
-    (tmp_path / "folder.nii.gz").mkdir()
-
-    def found(pattern: str) -> list[tuple[str, str]]:
-        return [(s, p.relative_to(tmp_path).as_posix()) for s, p in find_files(tmp_path, pattern)]
-
-    assert found("sub-{subject}/func/sub-{subject}_task-rest_bold.nii.gz") == [("01", names[0]), ("02", names[1])]
-    assert found("{subject}/func/*.nii.gz") == [("sub-01", names[0]), ("sub-02", names[1]), ("sub-02", names[2])]
-    assert found("**/{subject}_task-rest_bold.nii.gz") == [
-        ("sub-01", names[0]), ("sub-02", names[1]), ("sub-03", names[2]), ("sub-04", names[3])
-    ]  # fmt: skip
-    assert found("{subject}.nii.gz") == [("x", "x.nii.gz")]
-    assert found("sub-0?/func/{subject}_*.nii") == [("sub-05", names[4])]
-    assert found("nothing/{subject}.nii") == []
-    assert found("{subject}+.nii") == [], "characters of regular expressions mean themselves"
 
 
 @pytest.mark.parametrize(
@@ -510,6 +489,50 @@ def test_nan_with_the_global_signal(lab: Path, tmp_path: Path, volume: VolumeGri
     assert "'bob': NaN or infinite values" in line
     out = ingest_cohort(source(lab), tmp_path / "c.zarr", global_signal=True, skip_bad=True)
     assert open_cohort(out)["subject"].values.tolist() == ["ann", "cid", "dot"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"global_signal": True}, {"denoise": Denoise(fwhm_mm=6.0, detrend=True)}])
+def test_nan_outside_the_brain_is_no_signal(
+    lab: Path, tmp_path: Path, volume: VolumeGrid, settings: dict[str, Any]
+) -> None:
+    """As SPM writes it: the store is that of the same images with zeros there."""
+    outside = np.arange(volume.n_voxels) % 7 == 3
+    cohorts = []
+    for fill in (np.nan, 0):
+        series = draw("bob", volume.n_voxels)
+        series[outside] = fill
+        nib.save(image_of(volume, series), lab / "bob.nii.gz")
+        out = ingest_cohort(source(lab), tmp_path / f"{fill}.zarr", **settings)
+        assert verify_cohort(out).problems == []
+        cohorts.append(open_cohort(out))
+    with_nan, with_zeros = cohorts
+    np.testing.assert_array_equal(with_nan["bold_norm"].values[1] == 0, outside)
+    np.testing.assert_array_equal(with_nan["bold_norm"].values, with_zeros["bold_norm"].values)
+    np.testing.assert_array_equal(with_nan["bold"].values, with_zeros["bold"].values)
+    assert with_nan["n_flat"].values.tolist() == [0, outside.sum(), 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ({"empty": 203}, None),
+        ({"empty": 204}, "subject 'bob': 204 of 406 time series are NaN in every frame; at most 50% may be"),
+        ({"empty": 40, "partly": 2}, "subject 'bob': NaN or infinite values in 2 of 406 time series"),
+        ({"infinite": 1}, "subject 'bob': NaN or infinite values in 1 of 406 time series"),
+    ],
+)
+def test_nan_that_is_refused(
+    lab: Path, tmp_path: Path, volume: VolumeGrid, spoil: dict[str, int], words: str | None
+) -> None:
+    series = draw("bob", volume.n_voxels)
+    series[: spoil.get("empty", 0)] = np.nan
+    series[100 : 100 + spoil.get("partly", 0), 1:] = np.nan
+    series[300 : 300 + spoil.get("infinite", 0)] = np.inf
+    nib.save(image_of(volume, series), lab / "bob.nii.gz")
+    if words is None:
+        ingest_cohort(source(lab), tmp_path / "c.zarr")
+    else:
+        assert words in refused(source(lab), tmp_path / "c.zarr")
 
 
 # --- participants

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +15,8 @@ import pytest
 
 from ketanet.cli import main
 from ketanet.cohort import open_cohort
+from ketanet.errors import InputError
+from ketanet.ingest import NiftiSource
 from ketanet.ingest.sources import KINDS, source_of_kind
 
 PAGE = Path(__file__).parents[1] / "docs" / "ingest.md"
@@ -59,6 +63,17 @@ def test_an_option_of_another_source_is_named(tmp_path: Path, capsys: pytest.Cap
         source_of_kind("dicom", tmp_path)
 
 
+def test_only_options_that_can_be_typed_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("ingest", "--help")
+    typed = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    for kind in KINDS:
+        with pytest.raises(InputError, match="does not apply") as refusal:
+            source_of_kind(kind, tmp_path, nothing=1)
+        named = set(re.findall(r"--[a-z-]+", str(refusal.value).split("which takes")[1]))
+        assert named
+        assert named <= typed, named - typed
+
+
 SHAPE, AFFINE = (6, 7, 5), np.diag([3.0, 3, 3, 1])
 
 
@@ -83,6 +98,7 @@ def lab(tmp_path: Path) -> Path:
 def test_a_cohort_is_made_added_to_checked_and_looked_over(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = ["--source", "nifti", "--mask", lab / "mask.nii.gz"]
     cleaning = ["--detrend", "--band", "0.01-0.1", "--drop-first", 4, "--smooth", 6, "--global-signal"]
+    few = ["--min-segment", 5]
     store = lab / "c.zarr"
     assert run("ingest", lab / "images", store, *source, *cleaning, "--max-frames", 60) == 0
     made = open_cohort(store)
@@ -93,9 +109,13 @@ def test_a_cohort_is_made_added_to_checked_and_looked_over(lab: Path, capsys: py
     assert "6 mm full width" in said
     assert "first 4 frames" in said
     assert "0.01-0.1 Hz" in said
+    assert run("ingest", lab / "images", lab / "d.zarr", *source, *few) == 2
+    assert "min_segment (--min-segment) drops stretches" in capsys.readouterr().err
+    assert run("ingest", lab / "images", lab / "d.zarr", *source, *few, "--fd", -1) == 2
+    assert "error: fd_mm (--fd) is -1.0; it is a number above zero" in capsys.readouterr().err
     write_images(lab / "more", ["dot"], frames=50)
     assert run("ingest", lab / "more", store, *source, "--detrend", "--append") == 2
-    assert "error:" in capsys.readouterr().err
+    assert "cleaned otherwise: band_hz (--band) is [0.01, 0.1] there and None here" in capsys.readouterr().err
     assert run("ingest", lab / "more", store, *source, *cleaning, "--append") == 0
     assert open_cohort(store)["subject"].values.tolist() == ["ann", "bob", "cid", "dot"]
     capsys.readouterr()
@@ -113,3 +133,53 @@ def test_a_cohort_is_made_added_to_checked_and_looked_over(lab: Path, capsys: py
     assert "<html" in (lab / "qc" / "qc.html").read_text()
     assert run("info", store, "--qc", "--out", lab / "qc", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["people"]) == 4
+
+
+def bits(store: Path) -> dict[str, bytes]:
+    return {p.relative_to(store).as_posix(): p.read_bytes() for p in store.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("change", ["another folder", "a mended file", "nothing"])
+def test_a_continued_ingestion_never_mixes_files(lab: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """Stopped after two of three people; then the same names elsewhere, or other content of one, or all as it was."""
+    plain: Any = NiftiSource.read
+    read: list[Any] = []
+
+    def dying(self: NiftiSource, one: Any) -> Any:
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        read.append(one)
+        return plain(self, one)
+
+    source, store = ["--source", "nifti", "--mask", lab / "mask.nii.gz", "--workers", 1], lab / "c.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(NiftiSource, "read", dying)
+        assert run("ingest", lab / "images", store, *source) == 130
+    folder = lab / "images"
+    if change == "another folder":
+        folder = lab / "others"
+        write_images(folder, ["cid", "bob", "ann", "x"], frames=40)
+        (folder / "x.nii.gz").unlink()
+    elif change == "a mended file":
+        done = Path(read[0].path).name
+        write_images(lab / "once", [done.removesuffix(".nii.gz"), "y"])
+        shutil.copy(lab / "once" / done, folder / done)
+    read.clear()
+    monkeypatch.setattr(NiftiSource, "read", lambda self, one: (read.append(one), plain(self, one))[1])
+    assert run("ingest", folder, store, *source) == 0
+    assert len(read) == {"another folder": 3, "a mended file": 2, "nothing": 1}[change]
+    assert run("ingest", folder, lab / "fresh.zarr", *source) == 0
+    assert bits(store) == bits(lab / "fresh.zarr")
+
+
+def test_columns_that_cannot_be_stored_are_refused_before_anything_is_read(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(NiftiSource, "read", lambda *_: pytest.fail("read"))
+    words = ["ingest", lab / "images", lab / "c.zarr", "--source", "nifti", "--mask", lab / "mask.nii.gz"]
+    for column, said in (("weight/kg", "cannot be called 'weight/kg'"), ("mean_fd", "mean_fd holds text")):
+        table = lab / "participants.tsv"
+        table.write_text(f"participant_id\t{column}\nann\tlow\nbob\thigh\ncid\tlow\n")
+        assert run(*words, "--participants", table) == 2
+        assert said in capsys.readouterr().err
+        assert not list(lab.glob("c.zarr*"))

@@ -96,6 +96,17 @@ def test_scaled_integers(
     np.testing.assert_allclose(got, loaded.get_fdata()[volume.mask], rtol=1e-7)
 
 
+def test_scaled_real_numbers(tmp_path: Path, volume: VolumeGrid, series: np.ndarray) -> None:
+    """In float64: an offset would swallow the last digits of float32."""
+    image = image_of(volume, series.astype(np.float32), np.float32)
+    image.header.set_slope_inter(0.013, 1000)
+    nib.save(image, tmp_path / "a.nii.gz")
+    got = read_series(tmp_path / "a.nii.gz", volume)
+    assert got.dtype == np.float64
+    stored = image.get_fdata()[volume.mask].astype(np.float32).astype(np.float64)
+    np.testing.assert_allclose(got, stored * float(np.float32(0.013)) + 1000, rtol=1e-14)
+
+
 def test_values_that_are_no_numbers(tmp_path: Path, volume: VolumeGrid) -> None:
     nib.save(nib.Nifti1Image(np.ones((*volume.shape, T), np.complex64), volume.affine), tmp_path / "a.nii.gz")
     assert "values of type complex64" in bad(tmp_path / "a.nii.gz", volume)
@@ -431,6 +442,9 @@ def test_motion_of_a_dpabi_tree(dpabi: Path, tmp_path: Path, volume: VolumeGrid)
     kept = open_cohort(out).attrs["provenance"]
     assert kept["subjects"]["Sub001"]["confounds"] == "RealignParameter/Sub001/rp_a01.txt"
     assert kept["sources"]["confounds"] == "RealignParameter/{subject}/rp_*.txt"
+    assert kept["methods"].startswith("The 24 head-motion parameters")
+    line = refused(tree(dpabi), tmp_path / "d.zarr", denoise=Denoise(fd_mm=0.5))
+    assert line.endswith("it is not known of this run; give its motion with --confounds, or leave --fd out")
     motion = np.loadtxt(dpabi / "RealignParameter" / "Sub001" / "rp_a01.txt")
     series = draw("Sub001", volume)
     before = np.vstack([np.zeros(6), motion[:-1]])
@@ -531,6 +545,8 @@ def test_images_resampled_onto_a_grid(dpabi: Path, tmp_path: Path, volume: Volum
     account = open_cohort(out).attrs["provenance"]["sources"]["grid"]
     assert account["file"] == "grid.nii.gz"
     assert account["interpolation"].startswith("linear")
+    said = open_cohort(out).attrs["provenance"]["methods"]
+    assert said.startswith("Images were resampled onto the grid grid.nii.gz by linear interpolation")
     image = image_of(volume, draw("Sub002", volume), np.float64)
     wanted = resample_img(
         image, inner.affine, inner.shape, interpolation="linear", force_resample=True, copy_header=True
@@ -552,6 +568,32 @@ def touch(root: Path, *names: str) -> None:
 
 def found(root: Path, pattern: str) -> list[tuple[str, ...]]:
     return [(m.path.relative_to(root).as_posix(), *m.fields.values()) for m in find_matches(root, pattern)]
+
+
+def test_subjects_of_paths(tmp_path: Path) -> None:
+    names = [
+        "sub-01/func/sub-01_task-rest_bold.nii.gz",
+        "sub-02/func/sub-02_task-rest_bold.nii.gz",
+        "sub-02/func/sub-03_task-rest_bold.nii.gz",
+        "sub-04/sub-04_task-rest_bold.nii.gz",
+        "sub-05/func/sub-05_task-rest_bold.nii",
+        "x.nii.gz",
+    ]
+    touch(tmp_path, *names)
+    (tmp_path / "folder.nii.gz").mkdir()
+
+    def subjects(pattern: str) -> list[tuple[str, str]]:
+        return [(subject, path) for path, subject in found(tmp_path, pattern)]
+
+    assert subjects("sub-{subject}/func/sub-{subject}_task-rest_bold.nii.gz") == [("01", names[0]), ("02", names[1])]
+    assert subjects("{subject}/func/*.nii.gz") == [("sub-01", names[0]), ("sub-02", names[1]), ("sub-02", names[2])]
+    assert subjects("**/{subject}_task-rest_bold.nii.gz") == [
+        ("sub-01", names[0]), ("sub-02", names[1]), ("sub-03", names[2]), ("sub-04", names[3])
+    ]  # fmt: skip
+    assert subjects("{subject}.nii.gz") == [("x", "x.nii.gz")]
+    assert subjects("sub-0?/func/{subject}_*.nii") == [("sub-05", names[4])]
+    assert subjects("nothing/{subject}.nii") == []
+    assert subjects("{subject}+.nii") == [], "characters of regular expressions mean themselves"
 
 
 def test_fields_of_paths(tmp_path: Path) -> None:

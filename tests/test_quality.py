@@ -565,7 +565,10 @@ def test_the_page_stands_alone_and_says_who_and_why(tmp_path: Path, any_grid: Gr
     assert ("Brain slices" in html) == (any_grid.kind == "volume")
     rows = pd.read_csv(table, sep="\t")
     assert rows.columns.tolist() == ["subject", *MEASURES, "flags"]
-    assert rows["subject"].tolist() == names
+    assert rows["subject"].tolist() == [*names, "sub-x"]
+    assert rows["flags"].iloc[-1] == f"left out: empty file {EVIL}"
+    assert rows[list(MEASURES)].iloc[-1].isna().all()
+    np.testing.assert_array_equal(rows["frames_kept"].iloc[:-1], cohort["n_time"])
     assert file.stat().st_size < 2e6
 
 

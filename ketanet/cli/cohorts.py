@@ -98,6 +98,12 @@ Dvars = Annotated[
     float | None,
     typer.Option("--dvars", help="Drop frames above this standardised DVARS.", rich_help_panel="Cleaning"),
 ]
+MinSegment = Annotated[
+    int | None,
+    typer.Option(
+        "--min-segment", help="Drop stretches of fewer frames between those of motion.", rich_help_panel="Cleaning"
+    ),
+]
 DropFirst = Annotated[
     int | None, typer.Option("--drop-first", help="Frames dropped at the start.", rich_help_panel="Cleaning")
 ]
@@ -142,15 +148,14 @@ def ingest(
     band: Band = None,
     fd: Fd = None,
     dvars: Dvars = None,
+    min_segment: MinSegment = None,
     drop_first: DropFirst = None,
     min_frames: MinFrames = None,
     smooth: Smooth = None,
     global_signal: GlobalSignal = False,
     runs: RunsOption = Runs.concatenated,
     participants: Annotated[Path | None, typer.Option("--participants", help="participants.tsv.")] = None,
-    exclude: Annotated[
-        str | None, typer.Option("--exclude", help='Leave out subjects, such as "mean_fd > 0.5".')
-    ] = None,
+    exclude: Annotated[str | None, typer.Option("--exclude", help='Leave out subjects, such as "age < 18".')] = None,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="How rows are stored.")] = Dtype.int16,
     compress: Annotated[bool, typer.Option("--compress", help="Compress the chunks.")] = False,
     max_frames: Annotated[
@@ -188,6 +193,7 @@ def ingest(
         band_hz=band,
         fd_mm=fd,
         dvars=dvars,
+        min_segment=min_segment,
         drop_first=drop_first,
         min_frames=min_frames,
         fwhm_mm=smooth,

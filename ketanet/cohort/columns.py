@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ class Subject:
     n_time: int
     tr: float
     columns: Mapping[str, Any] = field(default_factory=dict)
+    identity: str = ""
+    """Tells the files of this subject from others of the same names; not stored."""
 
 
 def columns_of(
@@ -82,17 +84,35 @@ def columns_of(
         "run": run,
         "digest": np.array([list(bytes.fromhex(r["digest"])) for r in records], np.uint8),
     }
-    given = dict.fromkeys(name for s in subjects for name in s.columns)
+    given = given_columns(subjects)
     measured = dict.fromkeys(name for r in records for name in r["quality"] if name not in given)
-    for name in (*given, *measured):
-        if name in RESERVED or "/" in name or not name:
-            raise InputError(f"a subject column cannot be called {name!r}: a cohort uses that name; rename it")
-    columns |= {name: as_column([s.columns.get(name) for s in subjects]) for name in given}
+    _check_names(measured)
+    columns |= given
     columns |= {name: as_column([r["quality"].get(name) for r in records]) for name in measured}
     columns.setdefault("mean_fd", np.full(len(subjects), np.nan))
-    if columns["mean_fd"].dtype.kind != "f":
+    return columns
+
+
+def given_columns(subjects: Sequence[Subject]) -> dict[str, NDArray[Any]]:
+    """Columns that the subjects bring along.
+
+    Raises
+    ------
+    InputError
+        A column has a name that a cohort uses, or ``mean_fd`` holds text.
+    """
+    names = dict.fromkeys(name for s in subjects for name in s.columns)
+    _check_names(names)
+    columns = {name: as_column([s.columns.get(name) for s in subjects]) for name in names}
+    if "mean_fd" in columns and columns["mean_fd"].dtype.kind != "f":
         raise InputError("the column mean_fd holds text; it is the mean framewise displacement in mm")
     return columns
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if name in RESERVED or "/" in name or not name:
+            raise InputError(f"a subject column cannot be called {name!r}: a cohort uses that name; rename it")
 
 
 def as_column(values: Sequence[Any]) -> NDArray[Any]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ketanet import spec
-from ketanet.cohort.columns import Digest, Subject, columns_dataset, columns_of
+from ketanet.cohort.columns import Digest, Subject, columns_dataset, columns_of, given_columns
 from ketanet.cohort.places import place_of
 from ketanet.errors import InputError, KetanetError
 from ketanet.grid import Grid
@@ -83,6 +83,7 @@ class CohortPlan:
                 raise InputError(
                     f"subject {subject.id!r} has {subject.n_time} frames; at most {self.max_frames} are allowed"
                 )
+        given_columns(self.subjects)  # what cannot be stored is refused before anything is written
 
     @property
     def n_frames(self) -> int:
@@ -103,7 +104,7 @@ class CohortPlan:
         text = json.dumps(
             {
                 "grid": self.grid.fingerprint,
-                "subjects": [asdict(s) for s in self.subjects],
+                "subjects": [asdict(s) | {"identity": ""} for s in self.subjects],
                 "dtype": self.dtype,
                 "compress": self.compress,
                 "provenance": self.provenance,
@@ -139,7 +140,8 @@ class CohortWriter:
         if place.is_taken() and not overwrite and not self._is_moved:
             raise InputError(f"{self.path} exists already; choose another name or remove it first")
         with place.errors():
-            if self._is_ours and not self.is_stopped:
+            moving = place.read(_COMPACTING) is not None
+            if self._is_ours and not self.is_stopped and not (moving and self._replaced()):
                 return
             place.clear()
             self._create_arrays()
@@ -194,7 +196,16 @@ class CohortWriter:
         if self._place.read(_COMPACTING) is not None or self._is_moved:
             # the last step was interrupted: rows have moved, so none may be written
             return []
-        return sorted(set(range(len(self.plan.subjects))) - self._place.rows())
+        return sorted(set(range(len(self.plan.subjects))) - self._place.rows() | self._replaced())
+
+    def _replaced(self) -> set[int]:
+        """Rows that were written from other files than those of the plan: a continued ingestion never mixes two."""
+        found = set()
+        for row in self._place.rows():
+            record = json.loads(self._place.read(_record_name(row)) or "{}")
+            if record.get("identity", "") != self.plan.subjects[row].identity:
+                found.add(row)
+        return found
 
     def write(
         self,
@@ -246,6 +257,7 @@ class CohortWriter:
                 "digest": digest,
                 "facts": dict(facts or {}),
             }
+            record["identity"] = subject.identity
             self._place.write(_record_name(row), json.dumps(record))
 
     def _check(self, subject: Subject, series: NDArray[Any]) -> None:

@@ -15,7 +15,7 @@ from ketanet.cohort.writing import stored_form
 from ketanet.compute import available_cores, one_blas_thread
 from ketanet.errors import InputError
 from ketanet.grid import Grid, grid_from_attrs, require_same_grid
-from ketanet.ingest.denoise import Denoise
+from ketanet.ingest.denoise import Denoise, with_option
 from ketanet.ingest.source import Record, Source
 
 
@@ -38,8 +38,8 @@ def require_same_settings(
     for name in (*before, *now):
         if before.get(name) != now.get(name):
             raise InputError(
-                f"{store.path} was cleaned otherwise: {name} is {before.get(name)!r} there and {now.get(name)!r} here; "
-                "clean what is added as the others were, or ingest the cohort again"
+                f"{store.path} was cleaned otherwise: {with_option(name)} is {before.get(name)!r} there and "
+                f"{now.get(name)!r} here; clean what is added as the others were, or ingest the cohort again"
             )
 
 

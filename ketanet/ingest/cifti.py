@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from ketanet.errors import InputError
 from ketanet.grid import GrayordinateGrid
 from ketanet.grid.cifti import axis_of, load_cifti, read_data
-from ketanet.ingest.source import Nuisance, Record, Run, Scan, check_tr, checksum, find_files
+from ketanet.ingest.bids import check_content
+from ketanet.ingest.patterns import Match, find_matches
+from ketanet.ingest.source import Nuisance, Record, Run, Scan, check_tr, checksum
 
 SUFFIXES = (".dtseries.nii", ".ptseries.nii")
 DEFAULT_PATTERNS = tuple(f"{{subject}}{suffix}" for suffix in SUFFIXES)
@@ -42,10 +44,11 @@ class CiftiSource:
     series : path or sequence of paths
         A folder, searched by `pattern`; or files whose names without extension are the subjects.
     pattern : str, optional
-        Where in the folder the files lie, with ``{subject}`` for the subject's name, and ``{run}`` where a subject has
-        several runs: as the HCP has them,
+        Where in the folder the files lie, with ``{subject}`` for the subject's name, and ``{session}`` and ``{run}``
+        where a subject has several: as the HCP has them,
         ``{subject}/MNINonLinear/Results/{run}/{run}_Atlas_MSMAll_hp2000_clean.dtseries.nii``. Default
-        ``{subject}.dtseries.nii``, else ``{subject}.ptseries.nii``.
+        ``{subject}.dtseries.nii``, else ``{subject}.ptseries.nii``. See
+        :func:`~ketanet.ingest.patterns.find_matches`.
     surface : (left, right), optional
         GIFTI files of midthickness surfaces (``.surf.gii``) on the mesh of the series and in the space of the
         coordinates that studies give; without them spheres lie in the volume part alone.
@@ -84,6 +87,7 @@ class CiftiSource:
         reason: InputError | None = None
         for _, _, path in self._listed:
             try:
+                check_content(str(path))
                 return path, GrayordinateGrid.from_file(path, self.space)
             except InputError as error:
                 reason = reason or error
@@ -122,9 +126,8 @@ class CiftiSource:
         if folder.is_file():
             return [(_stem(folder), "", folder)]
         for pattern in (self.pattern,) if self.pattern else DEFAULT_PATTERNS:
-            listed = list(_find_runs(folder, pattern))
-            if listed:
-                return listed
+            if found := find_matches(folder, pattern):
+                return [(m.fields["subject"], _label(m), m.path) for m in found]
         return []
 
     def _record(self, subject: str, found: Sequence[tuple[str, Path]]) -> Record:
@@ -132,8 +135,8 @@ class CiftiSource:
         if len(set(labels)) < len(found):
             names = ", ".join(path.name for _, path in found)
             raise InputError(
-                f"subject {subject!r} has several series ({names}); make the pattern match one, or write {{run}} where "
-                "the runs differ"
+                f"subject {subject!r} has several series ({names}); make the pattern match one, or write {{session}} "
+                "or {{run}} where they differ"
             )
         runs = tuple(self._run(label, path) for label, path in found)
         others = [run for run in runs if not np.isclose(run.tr, runs[0].tr, rtol=1e-4)]
@@ -147,6 +150,7 @@ class CiftiSource:
     def _run(self, label: str, path: Path) -> Run:
         if not path.name.endswith(SUFFIXES):
             raise InputError(f"{path}: a series is a {' or '.join(SUFFIXES)} file")
+        check_content(str(path))
         head = _peek(path)
         if head is None or head.models != self._usual:
             head = self._parsed(path)
@@ -238,25 +242,6 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(".nii").removesuffix(".dtseries").removesuffix(".ptseries")
 
 
-def _find_runs(folder: Path, pattern: str) -> Iterator[tuple[str, str, Path]]:
-    """Files that match a pattern with ``{subject}`` and freely ``{run}``, as (subject, run, path), sorted.
-
-    Where ``{run}`` stands twice, both must be the same.
-    """
-    expression = _expression(pattern)
-    for subject, path in find_files(folder, pattern.replace("{run}", "*")):
-        match = expression.fullmatch(path.relative_to(folder).as_posix())
-        if match:
-            yield subject, match.groupdict().get("run", ""), path
-
-
-def _expression(pattern: str) -> re.Pattern[str]:
-    words = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]", "{subject}": "[^/]+?"}
-    parts, seen = [], False
-    for part in re.split(r"(\{subject\}|\{run\}|\*\*/|\*|\?)", pattern):
-        if part == "{run}":
-            parts.append("(?P=run)" if seen else "(?P<run>[^/]+?)")
-            seen = True
-        else:
-            parts.append(words.get(part, re.escape(part)))
-    return re.compile("".join(parts))
+def _label(match: Match) -> str:
+    """Session and run in the path, as far as the pattern has them."""
+    return "_".join(match.fields[name] for name in ("session", "run") if name in match.fields)

@@ -10,7 +10,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from ketanet.spec import choice
 
 STRATEGIES = ("simple", "scrubbing", "compcor", "fcnm", "motion")
 """Named sets of confounds; see :func:`load_confounds_table`."""
+
+MOTION_ADVICE = "give its motion with --confounds"
+"""What to do where nothing says how a person moved."""
 
 HEAD_RADIUS_MM = 50.0
 """Radius of the sphere on which rotations become millimetres (Power et al. 2012)."""
@@ -96,6 +100,12 @@ def load_confounds_table(
     fd = table.measure(_FD) if _FD in table.columns else None
     dvars = table.measure(_DVARS) if _DVARS in table.columns else None
     return Nuisance(regressors, tuple(names), steady, fd, dvars)
+
+
+def marked_as(pattern: str | None) -> str:
+    """What the files of a pattern can mark frames as: tables of confounds do, motion parameters do not."""
+    suffix = "" if pattern is None else PurePath(pattern).suffix
+    return "non-steady state" if fnmatch(".tsv", suffix.lower()) else ""
 
 
 def load_motion_file(path: str | os.PathLike[str], strategy: str | None, n_time: int) -> Nuisance:

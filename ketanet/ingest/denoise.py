@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,13 @@ from ketanet.spec import choice
 FEWEST_FRAMES = 3
 """Of a run, and degrees of freedom left in it: with fewer a correlation says nothing."""
 
+MAX_RUNS = 127
+"""Of a subject: frames are labelled with their run in int8."""
+
 RUNS = ("concatenated", "averaged")
+
+_OPTIONS = {"strategy": "--denoise", "band_hz": "--band", "fd_mm": "--fd", "fwhm_mm": "--smooth"}
+"""Settings whose options on the command line have another name."""
 
 Band = tuple[float | None, float | None]
 
@@ -86,18 +93,20 @@ class Denoise:
         for name, what in (("fd_mm", "mm"), ("dvars", "standardised DVARS"), ("fwhm_mm", "mm")):
             value = getattr(self, name)
             if value is not None and not (np.isfinite(value) and value > 0):
-                raise InputError(f"{name} is {value}; it is a number above zero ({what}), or left out")
+                raise InputError(f"{with_option(name)} is {value}; it is a number above zero ({what}), or left out")
         for name, least in (("drop_first", 0), ("min_segment", 0), ("min_frames", FEWEST_FRAMES)):
             value = getattr(self, name)
             if int(value) != value or value < least:
-                raise InputError(f"{name} is {value}; it is a whole number of frames, {least} or more")
+                raise InputError(f"{with_option(name)} is {value}; it is a whole number of frames, {least} or more")
         if self.band_hz is not None:
             object.__setattr__(self, "band_hz", _checked_band(self.band_hz))
         limits = self.fd_mm is not None or self.dvars is not None
+        either = f"{with_option('fd_mm')} or {with_option('dvars')}"
         if self.strategy == "scrubbing" and not limits:
-            raise InputError("the strategy 'scrubbing' drops frames: give fd_mm or dvars (usual are 0.5 mm and 1.5)")
+            raise InputError(f"the strategy 'scrubbing' drops frames: give {either} (usual are 0.5 mm and 1.5)")
         if self.min_segment and not limits:
-            raise InputError("min_segment drops stretches between frames of motion: give fd_mm or dvars with it")
+            words = "drops stretches between frames of motion"
+            raise InputError(f"{with_option('min_segment')} {words}: give {either} with it")
 
     @classmethod
     def named(cls, strategy: str) -> Denoise:
@@ -122,13 +131,30 @@ class Denoise:
                 "leave the smoothing out"
             )
 
-    def methods(self, *, several_runs: bool = False) -> str:
-        """What is done, as sentences for a paper; `several_runs` when a subject has more than one."""
-        return methods_text(self, several_runs)
+    def methods(
+        self, *, several_runs: bool = False, marks_frames: str = "", account: Mapping[str, Any] | None = None
+    ) -> str:
+        """What is done, as sentences for a paper.
+
+        Parameters
+        ----------
+        several_runs : bool
+            A subject has more than one.
+        marks_frames : str
+            What the source marks frames as, such as "non-steady state"; those are dropped whatever the settings.
+        account : mapping, optional
+            Of the source, as ``Source.describe()`` gives it: tells of resampling and of earlier denoising.
+        """
+        return methods_text(self, several_runs, marks_frames, account or {})
+
+
+def with_option(name: str) -> str:
+    """Name of a setting, with the option that sets it on the command line."""
+    return f"{name} ({_OPTIONS.get(name, '--' + name.replace('_', '-'))})"
 
 
 def _checked_band(band: Band) -> Band:
-    words = f"the band is {band}"
+    words = f"{with_option('band_hz')} is {band}"
     if len(band) != 2:
         raise InputError(f"{words}; it is a lower and an upper limit in Hz, such as (0.01, 0.1)")
     low, high = band
@@ -212,12 +238,13 @@ def frames_kept(run: Run, nuisance: Nuisance, denoise: Denoise) -> NDArray[np.bo
     InputError
         A measure that frames are judged by is not known of the run, or too few frames are left.
     """
-    for limit, measure, words in (
-        (denoise.fd_mm, nuisance.fd, f"framewise displacement (limit {denoise.fd_mm} mm)"),
-        (denoise.dvars, nuisance.dvars, f"standardised DVARS (limit {denoise.dvars})"),
+    for limit, measure, words, option in (
+        (denoise.fd_mm, nuisance.fd, f"framewise displacement (limit {denoise.fd_mm} mm)", "--fd"),
+        (denoise.dvars, nuisance.dvars, f"standardised DVARS (limit {denoise.dvars})", "--dvars"),
     ):
         if limit is not None and measure is None:
-            raise InputError(f"{run.path}: frames cannot be dropped by {words}: it is not known of this run")
+            advice = f"{nuisance.advice}, or leave {option} out" if nuisance.advice else f"leave {option} out"
+            raise InputError(f"{run.path}: frames cannot be dropped by {words}: it is not known of this run; {advice}")
     marked = ~nuisance.keep
     first = np.arange(len(marked)) < denoise.drop_first
     moved = np.zeros(len(marked), bool)
@@ -291,14 +318,18 @@ def join_runs(
     Raises
     ------
     InputError
-        The subject keeps too few frames.
+        The subject keeps too few frames, or has more runs than can be told apart.
     """
+    if len(runs) > MAX_RUNS:
+        raise InputError(
+            f"subject {subject!r}: {len(runs)} runs; a subject may have {MAX_RUNS}: take fewer, or join them before"
+        )
     kept = [run.values.shape[1] for run in runs]
     if sum(kept) < min_frames:
         of = sum(len(run.keep) for run in runs)
         raise InputError(
             f"subject {subject!r}: {sum(kept)} of {of} frames are left in {len(runs)} run{'s' * (len(runs) > 1)}; "
-            f"at least {min_frames} are asked for (min_frames)"
+            f"at least {min_frames} are asked for (--min-frames)"
         )
     of_frame = np.repeat(np.arange(len(runs), dtype=np.int8), kept)
     if len(runs) == 1:

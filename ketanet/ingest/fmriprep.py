@@ -27,6 +27,7 @@ class FmriprepSource(DerivativesSource):
 
     name = "fmriprep"
     desc = "preproc"
+    marks_frames = "non-steady state"
 
     def nuisance(self, run: Run, strategy: str | None) -> Nuisance:
         """Confounds by a named strategy, motion and non-steady frames, from the run's table."""

@@ -160,5 +160,7 @@ def _values(images: Sequence[_Image], places: Places, dtype: DTypeLike) -> Itera
         taken: NDArray[Any] = np.empty(len(places.index), image.dtype)
         for frame in image.frames():
             np.take(frame, places.index, out=taken, mode="clip")  # other modes copy
-            values = taken * image.slope + image.inter if image.is_scaled else taken
+            values = taken
+            if image.is_scaled:  # in float64, whatever the file holds
+                values = np.multiply(taken, image.slope, dtype=np.float64) + image.inter
             yield values if places.weights is None else places.weights @ values.astype(dtype)

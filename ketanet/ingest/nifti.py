@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ketanet.errors import InputError
 from ketanet.grid import VolumeGrid, load_image
-from ketanet.ingest.confounds import load_confounds_table, load_motion_file
+from ketanet.ingest.confounds import MOTION_ADVICE, load_confounds_table, load_motion_file, marked_as
 from ketanet.ingest.derivatives import check_one_tr, header_tr
 from ketanet.ingest.images import natural, read_series, volumes_of
 from ketanet.ingest.lattices import GRID_NAMES, load_target_grid, places_of
@@ -87,6 +87,11 @@ class NiftiSource:
         assert self.target is not None
         return load_target_grid(self.target, self.space)
 
+    @property
+    def marks_frames(self) -> str:
+        """What frames are marked as; empty where none can be."""
+        return marked_as(self.confounds)
+
     # --- finding
 
     def scan(self) -> Scan:
@@ -126,8 +131,7 @@ class NiftiSource:
             return find_matches(self._folder, self.pattern)
         if isinstance(self.images, str | os.PathLike):
             listing = Path(self.images)
-            lines = (line.strip() for line in listing.read_text(encoding="utf-8").splitlines())
-            paths = [listing.parent / line for line in lines if line]
+            paths = [listing.parent / line for line in _lines(listing)]
         else:
             paths = [Path(p) for p in self.images]
         return [Match(p, {"subject": re.sub(r"\.(nii|img|hdr)?(\.gz)?$", "", p.name)}) for p in paths]
@@ -211,7 +215,7 @@ class NiftiSource:
                 raise InputError(
                     f"{run.path}: there is no confounds table for --denoise {strategy}; say where: --confounds PATTERN"
                 )
-            return Nuisance.none(run.n_time)
+            return Nuisance.none(run.n_time, MOTION_ADVICE)
         load = load_confounds_table if run.confounds.endswith(".tsv") else load_motion_file
         return load(run.confounds, strategy, run.n_time)
 
@@ -239,6 +243,15 @@ class NiftiSource:
         if self.target not in GRID_NAMES:
             named = {"file": Path(self.target).name, "sha256": checksum(self.target)}
         return account | {"grid": named | {"interpolation": "linear where an image is on another lattice"}}
+
+
+def _lines(listing: Path) -> list[str]:
+    """Lines of a text file that are not blank."""
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{listing}: not a readable list of images; one path a line, in UTF-8 ({error})") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _files(run: Run) -> list[Path]:

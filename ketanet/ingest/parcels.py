@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ketanet.errors import InputError
 from ketanet.grid import ParcelGrid
-from ketanet.ingest.confounds import load_confounds_table, load_motion_file
+from ketanet.ingest.confounds import MOTION_ADVICE, load_confounds_table, load_motion_file, marked_as
 from ketanet.ingest.images import natural
 from ketanet.ingest.parcel_tables import read_parcel_table
 from ketanet.ingest.patterns import Match, fields_of, find_matches
@@ -88,6 +88,11 @@ class ParcelSource:
         return ParcelGrid.from_image(self.atlas, self.names, self.space)
 
     @property
+    def marks_frames(self) -> str:
+        """What frames are marked as; empty where none can be."""
+        return marked_as(self.confounds)
+
+    @property
     def _packed(self) -> bool:
         return self.series.suffix == ".npz"
 
@@ -111,7 +116,7 @@ class ParcelSource:
         if run.confounds is None:
             if strategy is not None:
                 raise InputError(f"{run.path}: there is no confounds table for --denoise {strategy}")
-            return Nuisance.none(run.n_time)
+            return Nuisance.none(run.n_time, MOTION_ADVICE)
         if run.confounds.lower().endswith(".tsv"):
             return load_confounds_table(run.confounds, strategy, run.n_time)
         return load_motion_file(run.confounds, strategy, run.n_time)

@@ -38,7 +38,7 @@ class RunQuality:
     Attributes
     ----------
     frames, kept : int
-        Frames in the file, and those used.
+        Frames acquired, and those used.
     mean_fd : float
         Mean framewise displacement of all frames but the first, mm.
     fd_over_05 : float
@@ -113,9 +113,11 @@ def run_quality(
     if symmetry is not None and np.isfinite(template_r):
         thumbnail = symmetry.thumbnail(before.mean, signal)
         left_right = side_agreement(thumbnail, symmetry.grey, symmetry.smooth)
-    mean_fd, fd_over = motion(nuisance.fd, FD_LIMIT_MM)
+    # what was cut out of the file before is part of how much somebody moved
+    fd = nuisance.fd if nuisance.fd_all is None else nuisance.fd_all
+    mean_fd, fd_over = motion(fd, FD_LIMIT_MM)
     return RunQuality(
-        frames=len(cleaned.keep),
+        frames=len(cleaned.keep) if nuisance.fd_all is None else len(nuisance.fd_all),
         kept=int(cleaned.keep.sum()),
         mean_fd=mean_fd,
         fd_over_05=fd_over,

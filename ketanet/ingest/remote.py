@@ -80,6 +80,11 @@ class RemoteSource:
         """Grid of the source."""
         return self._look.grid
 
+    @property
+    def marks_frames(self) -> str:
+        """What the source marks frames as; empty where it marks none."""
+        return getattr(self._look.source, "marks_frames", "")
+
     def scan(self) -> Scan:
         """Find the subjects and their runs, from names and headers."""
         return self._look.scan

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from ketanet import __version__
+from ketanet import __version__, storage
 from ketanet.cohort import Appending, CohortPlan, CohortWriter, Series, Subject, fill
 from ketanet.cohort.columns import RESERVED, as_column
 from ketanet.cohort.selection import evaluate
@@ -22,7 +23,11 @@ from ketanet.ingest.adding import only_new, require_same_settings
 from ketanet.ingest.denoise import Denoise, clean_run, join_runs
 from ketanet.ingest.quality import run_quality, subject_facts, subject_quality
 from ketanet.ingest.source import Record, Scan, Source
+from ketanet.kernels.cleaning import Float
 from ketanet.lock import locked
+
+MOST_EMPTY: Final = 0.5
+"""Largest share of the time series of a run that may be NaN throughout, as outside the subject's brain."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,7 @@ class Reader:
         record = self.records[row]
         runs, measures = [], []
         for run in record.runs:
-            raw = self.source.read(run)
-            if not np.isfinite(raw).all():
-                bad = int((~np.isfinite(raw)).any(axis=1).sum())
-                raise InputError(
-                    f"subject {record.subject!r}: NaN or infinite values in {bad} of {len(raw)} time series; "
-                    "mend the file or restrict the mask"
-                )
+            raw = self._without_empty(self.source.read(run), record.subject)
             nuisance = self.source.nuisance(run, self.denoise.strategy)
             runs.append(clean_run(raw, run, nuisance, self.source.grid, self.denoise))
             measures.append(run_quality(raw, nuisance, runs[-1], self.source.grid))
@@ -52,6 +51,29 @@ class Reader:
         of_runs = [self.source.facts(run) for run in record.runs]
         facts = (of_runs[0] if len(of_runs) == 1 else {"runs": of_runs}) | subject_facts(measures)
         return Series(values, magnitude, facts, run_of_frame, subject_quality(measures))
+
+    @staticmethod
+    def _without_empty(raw: Float, subject: str) -> Float:
+        """Series with zeros, which is no signal, where there is NaN in every frame: outside the brain some write it."""
+        finite = np.isfinite(raw).all(axis=1)
+        if finite.all():
+            return raw
+        empty = np.isnan(raw).all(axis=1)
+        n_bad, n_empty = int((~finite & ~empty).sum()), int(empty.sum())
+        if n_bad:
+            raise InputError(
+                f"subject {subject!r}: NaN or infinite values in {n_bad} of {len(raw)} time series; "
+                "mend the file or restrict the mask"
+            )
+        if n_empty > MOST_EMPTY * len(raw):
+            raise InputError(
+                f"subject {subject!r}: {n_empty} of {len(raw)} time series are NaN in every frame; at most "
+                f"{MOST_EMPTY:.0%} may be: mend the file or restrict the mask"
+            )
+        if not raw.flags.writeable:
+            raw = raw.copy(order="K")
+        raw[empty] = 0
+        return raw
 
 
 def ingest_cohort(
@@ -138,7 +160,8 @@ def ingest_cohort(
         columns = _participants(participants, [r.subject for r in scan.records]) if participants else {}
         records = _without_excluded(scan, columns, exclude)
         subjects = [
-            Subject(r.subject, r.n_time, r.tr, dict(r.columns) | dict(columns.get(r.subject, {}))) for r in records
+            Subject(r.subject, r.n_time, r.tr, dict(r.columns) | dict(columns.get(r.subject, {})), _identity(r))
+            for r in records
         ]
         provenance = _provenance(source, denoise, exclude, several_runs=any(len(r.runs) > 1 for r in records))
         reader = Reader(source, tuple(records), denoise)
@@ -166,6 +189,23 @@ def _write(writer: CohortWriter, reader: Reader, bad: Mapping[str, str], *, skip
         raise
 
 
+def _identity(record: Record) -> str:
+    """Digest of where the files of a subject lie, their sizes and times: those of another folder, or mended ones, are
+    not taken for these."""
+    digest = hashlib.sha256()
+    for run in record.runs:
+        if storage.is_remote(run.path):
+            digest.update(repr((run.path, run.extra)).encode())
+            continue
+        home = Path(run.path)
+        others = [home / word if (home / word).exists() else Path(word) for word in run.extra if isinstance(word, str)]
+        for path in (home, *([Path(run.confounds)] if run.confounds else []), *others):
+            known = path.stat() if path.is_file() else None
+            digest.update(f"{path.absolute()} {known and (known.st_size, known.st_mtime_ns)} ".encode())
+        digest.update(repr([word for word in run.extra if not isinstance(word, str)]).encode())
+    return digest.hexdigest()[:32]
+
+
 def _of_usable_length(scan: Scan, max_frames: int | None) -> Scan:
     """The scan with subjects of too few or too many frames among the bad ones."""
     if max_frames is not None and max_frames < MIN_FRAMES:
@@ -183,11 +223,14 @@ def _of_usable_length(scan: Scan, max_frames: int | None) -> Scan:
 
 
 def _provenance(source: Source, denoise: Denoise, exclude: str | None, *, several_runs: bool) -> dict[str, Any]:
+    account = source.describe()
     return {
-        "sources": source.describe(),
+        "sources": account,
         "exclude": exclude,
         "cleaning": asdict(denoise),
-        "methods": denoise.methods(several_runs=several_runs),
+        "methods": denoise.methods(
+            several_runs=several_runs, marks_frames=getattr(source, "marks_frames", ""), account=account
+        ),
         "versions": {"ketanet": __version__, "numpy": np.__version__, "python": platform.python_version()},
     }
 
@@ -239,8 +282,9 @@ def _check_cells(file: Path) -> None:
 def _without_excluded(scan: Scan, columns: Mapping[str, Mapping[str, Any]], exclude: str | None) -> list[Record]:
     if exclude is None:
         return scan.records
-    names = list(dict.fromkeys(name for row in columns.values() for name in row))
-    table = {name: as_column([columns[r.subject].get(name) for r in scan.records]) for name in names}
+    rows = [dict(r.columns) | dict(columns.get(r.subject, {})) for r in scan.records]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = {name: as_column([row.get(name) for row in rows]) for name in names}
     table["n_time"] = np.array([r.n_time for r in scan.records])
     table["subject"] = np.array([r.subject for r in scan.records], object)
     table["tr"] = np.array([r.tr for r in scan.records])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,6 +89,10 @@ class Nuisance:
         Framewise displacement (Power et al. 2012, doi 10.1016/j.neuroimage.2011.10.018), mm; 0 in the first frame.
     dvars : float64 array (time,), optional
         Standardised DVARS.
+    fd_all : float64 array (acquired,), optional
+        Framewise displacement of every frame acquired, mm, where the file holds fewer; NaN where it is not known.
+    advice : str
+        Where measures are missing because the user named no file with them: how to name one.
     """
 
     regressors: NDArray[np.float64]
@@ -98,15 +100,21 @@ class Nuisance:
     keep: NDArray[np.bool_]
     fd: NDArray[np.float64] | None = None
     dvars: NDArray[np.float64] | None = None
+    fd_all: NDArray[np.float64] | None = None
+    advice: str = ""
 
     @classmethod
-    def none(cls, n_time: int) -> Nuisance:
+    def none(cls, n_time: int, advice: str = "") -> Nuisance:
         """Nothing is known of a run of so many frames."""
-        return cls(np.empty((n_time, 0)), (), np.ones(n_time, bool))
+        return cls(np.empty((n_time, 0)), (), np.ones(n_time, bool), advice=advice)
 
 
 class Source(Protocol):
-    """A kind of input. Must pickle small: workers get a copy."""
+    """A kind of input. Must pickle small: workers get a copy.
+
+    A source that can mark frames (`Nuisance.keep`) says as what in an attribute ``marks_frames``, such as
+    "non-steady state".
+    """
 
     @property
     def name(self) -> str: ...
@@ -160,38 +168,3 @@ def checksum(path: str | os.PathLike[str]) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def find_files(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
-    """Files below a folder that match a pattern with ``{subject}``, as (subject, path), sorted.
-
-    ``*`` and ``?`` match within a name, ``**`` any folders. Where ``{subject}`` stands twice, both must be the same.
-
-    Raises
-    ------
-    InputError
-        The folder is missing, or the pattern has no ``{subject}`` or leaves the folder.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    if "{subject}" not in pattern:
-        raise InputError(f"the pattern {pattern!r} needs {{subject}} where the subject's name stands")
-    if ".." in Path(pattern).parts or Path(pattern).is_absolute():
-        raise InputError(f"the pattern {pattern!r} leaves the folder; write it relative to {folder}")
-    expression = _expression(pattern)
-    for path in sorted(folder.glob(pattern.replace("{subject}", "*"))):
-        match = expression.fullmatch(path.relative_to(folder).as_posix())
-        if match and path.is_file():
-            yield match["subject"], path
-
-
-def _expression(pattern: str) -> re.Pattern[str]:
-    words = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    parts, seen = [], False
-    for part in re.split(r"(\{subject\}|\*\*/|\*|\?)", pattern):
-        if part == "{subject}":
-            parts.append("(?P=subject)" if seen else "(?P<subject>[^/]+?)")
-            seen = True
-        else:
-            parts.append(words.get(part, re.escape(part)))
-    return re.compile("".join(parts))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ketanet.ingest.denoise import Denoise
@@ -27,9 +28,9 @@ _CONFOUNDS = {
 }
 
 
-def methods_text(denoise: Denoise, several_runs: bool) -> str:
+def methods_text(denoise: Denoise, several_runs: bool, marks_frames: str, account: Mapping[str, Any]) -> str:
     """What is done to the series, in the order in which it is done."""
-    sentences = [*_smoothing(denoise), *_dropping(denoise), *_regression(denoise)]
+    sentences = [*_before(account), *_smoothing(denoise), *_dropping(denoise, marks_frames), *_regression(denoise)]
     if denoise.global_signal:
         also = "then " if _removed(denoise) else ""
         sentences.append(f"The global signal (mean over the grid) was {also}regressed out of every time series.")
@@ -40,6 +41,23 @@ def methods_text(denoise: Denoise, several_runs: bool) -> str:
     return " ".join(sentences) or "Time series were taken as they were, only centred and scaled."
 
 
+def _before(account: Mapping[str, Any]) -> list[str]:
+    """What another program did to the data, and what is done to reach the grid, by the account of a source."""
+    sentences = []
+    kind, pipeline = str(account.get("source", "")), account.get("pipeline") or {}
+    if kind.startswith("xcpd"):
+        made_by = " ".join(["XCP-D", *filter(None, [pipeline.get("version")])])
+        what = "Time series" if kind == "xcpd-parcels" else "Images"
+        sentences.append(f"{what} had been denoised by {made_by} (Mehta et al. 2024, doi 10.1162/imag_a_00257).")
+    grid, mask = account.get("grid", {}), account.get("mask", {})
+    target = grid.get("name") or grid.get("file") or mask.get("resampled_onto")
+    if target:
+        sentences.append(
+            f"Images were resampled onto the grid {target} by linear interpolation where they lay on another lattice."
+        )
+    return sentences
+
+
 def _smoothing(denoise: Denoise) -> list[str]:
     if denoise.fwhm_mm is None:
         return []
@@ -47,14 +65,14 @@ def _smoothing(denoise: Denoise) -> list[str]:
     return [f"Images were smoothed within the mask with a Gaussian kernel of {width}."]
 
 
-def _dropping(denoise: Denoise) -> list[str]:
+def _dropping(denoise: Denoise, marks_frames: str) -> list[str]:
     sentences = []
     if denoise.drop_first == 1:
         sentences.append("The first frame of every run was dropped.")
     elif denoise.drop_first:
         sentences.append(f"The first {denoise.drop_first} frames of every run were dropped.")
-    if denoise.strategy is not None:
-        sentences.append("Frames that the preprocessing had marked as non-steady state were dropped.")
+    if marks_frames:
+        sentences.append(f"Frames that the preprocessing had marked as {marks_frames} were dropped.")
     limits = []
     if denoise.fd_mm is not None:
         limits.append(f"a framewise displacement above {denoise.fd_mm:g} mm ({_POWER})")
@@ -89,4 +107,5 @@ def _regression(denoise: Denoise) -> list[str]:
     step = " in one least-squares step" if len(removed) > 1 else ""
     source = " (Lindquist et al. 2019, doi 10.1002/hbm.24528)" if step and denoise.band_hz is not None else ""
     words = " and ".join(removed) if len(removed) < 3 else f"{', '.join(removed[:-1])}, and {removed[-1]}"
-    return [f"{words[0].upper()}{words[1:]} {verb} regressed out of every time series{step}{source}."]
+    start = f"The {words}" if words[0].isdigit() else f"{words[0].upper()}{words[1:]}"
+    return [f"{start} {verb} regressed out of every time series{step}{source}."]

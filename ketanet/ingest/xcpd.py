@@ -26,7 +26,7 @@ class XcpdSource(DerivativesSource):
 
     Motion comes from ``_motion.tsv`` (or ``_desc-filtered_motion.tsv``), frames to leave out from ``_outliers.tsv``.
     XCP-D writes denoised data with those frames removed or interpolated; which of the two is seen from their number,
-    and interpolated frames are left out.
+    and interpolated frames are left out. Removed frames count in the measures of motion all the same.
 
     Parameters
     ----------
@@ -45,6 +45,7 @@ class XcpdSource(DerivativesSource):
 
     name = "xcpd"
     desc: ClassVar[str | None] = "denoised"
+    marks_frames = "outliers"
 
     def nuisance(self, run: Run, strategy: str | None) -> Nuisance:
         """Motion and outliers; there are no regressors, because XCP-D has regressed them out."""
@@ -60,16 +61,16 @@ class XcpdSource(DerivativesSource):
             raise InputError(f"{motion}: {known[0]} frames, but {known[1]} in {outliers}")
         if out is None:
             out = np.zeros(known[0], bool)
-        if known[0] == run.n_time:
-            keep = ~out
-        elif known[0] - out.sum() == run.n_time:
+        keep, fd_all = ~out, None
+        if known[0] != run.n_time:
+            if keep.sum() != run.n_time:
+                raise InputError(
+                    f"{run.path}: {run.n_time} frames do not fit {motion or outliers}: {known[0]} rows, "
+                    f"{int(out.sum())} of them outliers"
+                )
+            fd_all = np.full(len(out), np.nan) if fd is None else fd
             keep, fd = np.ones(run.n_time, bool), None if fd is None else fd[~out]
-        else:
-            raise InputError(
-                f"{run.path}: {run.n_time} frames do not fit {motion or outliers}: {known[0]} rows, "
-                f"{int(out.sum())} of them outliers"
-            )
-        return Nuisance(np.empty((run.n_time, 0)), (), keep, fd)
+        return Nuisance(np.empty((run.n_time, 0)), (), keep, fd, fd_all=fd_all)
 
     def facts(self, run: Run) -> dict[str, Any]:
         """Names relative to the folder, and checksums, of a run's files."""

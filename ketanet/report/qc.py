@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
@@ -19,6 +19,9 @@ from ketanet.report.slices import Row, cut, draw
 from ketanet.report.tables import Table
 from ketanet.report.words import MISSING, count, fixed, listed, percent, whole
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _SHOWN: Final = 60  # people in a table of the page
 _LACKING: Final = 10
 _SAGITTAL_MM: Final = (-4.0, 30.0)
@@ -29,6 +32,8 @@ def write_qc(
     cohort: xr.Dataset, out_dir: str | os.PathLike[str], *, quality: CohortQuality | None = None
 ) -> tuple[Path, Path]:
     """Write ``qc.tsv``, a row for each subject, and ``qc.html``, one page that loads nothing.
+
+    At the end of the table stand those whom ingestion left out, with the reason as their flag.
 
     Parameters
     ----------
@@ -52,9 +57,21 @@ def write_qc(
     """
     found = cohort_quality(cohort) if quality is None else quality
     table, page = Path(out_dir) / "qc.tsv", Path(out_dir) / "qc.html"
-    write_table(table, found.table)
+    write_table(table, _with_left_out(found))
     write_text(page, render("qc.html.j2", _content(cohort, found)))
     return table, page
+
+
+def _with_left_out(quality: CohortQuality) -> pd.DataFrame:
+    """The table, and a row with the reason and no measures for everyone whom ingestion left out."""
+    import pandas as pd
+
+    if not quality.skipped:
+        return quality.table
+    flags = [f"left out: {' '.join(why.split())}" for why in quality.skipped.values()]
+    rows = pd.DataFrame({"subject": list(quality.skipped), "flags": flags}).reindex(columns=quality.table.columns)
+    numbers = quality.table.columns.drop(["subject", "flags"])
+    return pd.concat([quality.table, rows.astype(dict.fromkeys(numbers, float))], ignore_index=True)
 
 
 def _content(cohort: xr.Dataset, quality: CohortQuality) -> dict[str, Any]:
