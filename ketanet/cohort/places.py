@@ -59,6 +59,9 @@ class Place(Protocol):
     def rows(self) -> set[int]:
         """Rows of which there is a text ``subjects/<row>.json``."""
 
+    def clear_row(self, row: int) -> None:
+        """Remove what an interruption left of a row, before it is written again: its text first."""
+
     def drop_rows(self, rows: Sequence[int]) -> None:
         """Remove rows that will not be moved."""
 
@@ -114,6 +117,12 @@ class Folder:
 
     def rows(self) -> set[int]:
         return {int(file.stem) for file in (self._state / "subjects").glob("*.json") if file.stem.isdecimal()}
+
+    def clear_row(self, row: int) -> None:
+        (self._state / "subjects" / f"{row}.json").unlink(missing_ok=True)
+        for name in _ROWS:
+            if (left := self.store / name / "c" / str(row)).exists():
+                shutil.rmtree(left)
 
     def drop_rows(self, rows: Sequence[int]) -> None:
         for row in rows:
@@ -196,6 +205,11 @@ class Objects:
 
     def rows(self) -> set[int]:
         return {int(name.removesuffix(".json")) for name in storage.listed(f"{self._state}/subjects")}
+
+    def clear_row(self, row: int) -> None:
+        name = f"subjects/{row}.json"
+        if self.read(name) is not None:
+            storage.remove(f"{self._state}/{name}")
 
     def drop_rows(self, rows: Sequence[int]) -> None:
         """They are overwritten, or removed in the end."""

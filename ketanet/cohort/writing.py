@@ -137,7 +137,7 @@ class CohortWriter:
             The store exists, or its folder cannot be written.
         """
         place = self._place
-        if place.is_taken() and not overwrite and not self._is_moved:
+        if place.is_taken() and not overwrite and (not self._is_moved or self._replaced()):
             raise InputError(f"{self.path} exists already; choose another name or remove it first")
         with place.errors():
             moving = place.read(_COMPACTING) is not None
@@ -247,6 +247,7 @@ class CohortWriter:
         if not norm.any():
             raise InputError(f"subject {subject.id!r}: every time series is constant; there is no signal to use")
         with self._place.errors():
+            self._place.clear_row(row)
             group = zarr.open_group(self._place.store, mode="r+", zarr_format=3)
             group["bold"][row] = padded  # type: ignore[index]
             group["bold_norm"][row] = norm  # type: ignore[index]
