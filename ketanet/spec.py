@@ -77,10 +77,16 @@ SEEDS: Final = (
     Variable("n_coordinates", ("seed",), "i", "coordinates that make the seed"),
     Variable("n_outside", ("seed",), "i", "coordinates that lie off the cohort's mask"),
     Variable("n_voxels", ("seed",), "i", "voxels (or parcels) with a weight"),
+    Variable("sample", ("seed",), "OTU", "people that source studies share; empty = its own", required=False),
     # weights (seed, voxel), sparse: one entry for each nonzero
     Variable("weight", ("entry",), "f", "weight of a voxel in a seed"),
     Variable("entry_seed", ("entry",), "i", "position of the entry's seed"),
     Variable("entry_voxel", ("entry",), "i", "position of the entry's voxel"),
+    # the places that seeds were made of; masks have none
+    Variable("x", ("coordinate",), "f", "left to right, in MNI space", "mm", required=False),
+    Variable("y", ("coordinate",), "f", "back to front, in MNI space", "mm", required=False),
+    Variable("z", ("coordinate",), "f", "bottom to top, in MNI space", "mm", required=False),
+    Variable("coordinate_seed", ("coordinate",), "i", "position of the coordinate's seed", required=False),
 )
 
 GROUP: Final = (

@@ -359,7 +359,8 @@ def test_a_new_level_needs_no_new_pass(run, world: Path, tmp_path: Path, monkeyp
         ('coordinates = "coordinates.tsv"', 'coordinates = "nowhere.tsv"', ["nowhere.tsv"]),
         ('coordinates = "coordinates.tsv"', 'coordinates = "coordinates.tsv"\ndirections = ["up"]', ["increase"]),
         ("[cohorts.healthy]", "[cohorts.heal-thy]", ["heal-thy", "letters and digits"]),
-        ("[network]", "[null]\nn = 10\n[network]", ["null"]),
+        ("[network]", "[null]\nn = 10\n[network]", ["null.n", "19"]),
+        ("[network]", "[null]\nmach = ['uniform']\n[network]", ["null.mach", "did you mean 'match'"]),
         ("[network]", "[network", ["TOML"]),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -20,7 +20,7 @@ from ketanet.grid import Grid, grid_from_attrs
 from ketanet.seeds.names import contrast_label, seed_names
 from ketanet.seeds.spaces import talairach_to_mni
 from ketanet.seeds.tables import KEY, check_coordinates, read_coordinates
-from ketanet.seeds.values import DIRECTIONS
+from ketanet.seeds.values import DIRECTIONS, as_text
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -32,7 +32,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Seed:
-    """One seed on a grid: elements and weights, both (entry,)."""
+    """One seed on a grid: elements and weights, both (entry,), and the places in mm (coordinate, 3) it was made of."""
 
     source_study: str
     contrast: str
@@ -41,6 +41,8 @@ class Seed:
     weight: NDArray[np.float64]
     n_coordinates: int = 0
     n_outside: int = 0
+    sample: str = ""
+    places: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -96,9 +98,10 @@ def seeds_from_coordinates(
     -------
     xarray.Dataset
         Coordinates (seed,): seed, source_study, contrast, direction, n_coordinates (different ones),
-        n_outside, n_voxels, in order of first appearance. Variables (entry,): weight, entry_seed,
-        entry_voxel; :func:`seed_weights` makes a sparse matrix of them. In a volume every voxel of the union
-        has weight 1; a parcel has the number of the union's voxels that it holds.
+        n_outside, n_voxels, sample, in order of first appearance. Variables (entry,): weight, entry_seed,
+        entry_voxel; :func:`seed_weights` makes a sparse matrix of them. Variables (coordinate,): x, y, z in mm (MNI),
+        coordinate_seed. In a volume every voxel of the union has weight 1; a parcel has the number of the union's
+        voxels that it holds.
 
     Raises
     ------
@@ -124,7 +127,8 @@ def seeds_from_coordinates(
         points = np.unique(xyz[rows], axis=0)
         sphere = own.spheres(points, float(radius_mm), rule)
         off = int(sphere.outside.sum())
-        seeds.append(Seed(study, contrast, label, sphere.index, sphere.weight, len(points), off))
+        sample = _sample_of(table, rows, contrast_label(study, contrast))
+        seeds.append(Seed(study, contrast, label, sphere.index, sphere.weight, len(points), off, sample, points))
     if drop_empty and any(len(seed.index) for seed in seeds):
         seeds = [seed for seed in seeds if len(seed.index)]
     _refuse_empty(seeds, table, own)
@@ -181,14 +185,22 @@ def seeds_dataset(seeds: Sequence[Seed], grid: Grid, *, radius_mm: float | None,
         "n_coordinates": count([seed.n_coordinates for seed in seeds]),
         "n_outside": count([seed.n_outside for seed in seeds]),
         "n_voxels": count(sizes),
+        "sample": text([seed.sample for seed in seeds]),
     }
     per_entry = {
         "weight": np.concatenate([seed.weight for seed in seeds]),
         "entry_seed": np.repeat(np.arange(len(seeds), dtype=np.int32), sizes),
         "entry_voxel": np.concatenate([seed.index for seed in seeds]).astype(np.int32),
     }
+    places = np.concatenate([seed.places for seed in seeds])
+    per_coordinate = {axis: places[:, k] for k, axis in enumerate("xyz")} | {
+        "coordinate_seed": np.repeat(np.arange(len(seeds), dtype=np.int32), [len(seed.places) for seed in seeds])
+    }
+    variables = {name: ("entry", values) for name, values in per_entry.items()} | {
+        name: ("coordinate", values) for name, values in per_coordinate.items()
+    }
     return xr.Dataset(
-        {name: ("entry", values, spec.attrs_of("seeds", name)) for name, values in per_entry.items()},
+        {name: (dim, values, spec.attrs_of("seeds", name)) for name, (dim, values) in variables.items()},
         coords={name: ("seed", values, spec.attrs_of("seeds", name)) for name, values in per_seed.items()},
         attrs={"kind": "seeds", "grid": grid.to_attrs(), "radius_mm": radius_mm, "rule": rule},
     )
@@ -208,6 +220,16 @@ def _contrasts(table: pd.DataFrame) -> dict[tuple[str, str, str], list[int]]:
     for position, (study, contrast, direction) in enumerate(keys):
         rows.setdefault((study, contrast, direction), []).append(position)
     return rows
+
+
+def _sample_of(table: pd.DataFrame, rows: list[int], contrast: str) -> str:
+    """Sample that a contrast was measured in; empty where the table has no column ``sample``, or nothing in it."""
+    if "sample" not in table.columns:
+        return ""
+    names = {as_text(value) for value in table["sample"].iloc[rows]}
+    if len(names) > 1:
+        raise InputError(f"{contrast}: column sample holds {', '.join(map(repr, sorted(names)))}; a contrast has one")
+    return names.pop()
 
 
 def _refuse_empty(seeds: Sequence[Seed], table: pd.DataFrame, grid: Grid) -> None:

@@ -96,7 +96,9 @@ def _read_contrast(file: Path) -> list[dict[str, Any]]:
 
 def _about(folder: Path, files: list[Path], given: Given) -> dict[Path, dict[str, Any]]:
     """Source study, space and n of every file."""
-    listing = folder / STUDIES_FILE
+    listing = given.studies or folder / STUDIES_FILE
+    if given.studies is not None and not listing.is_file():
+        raise InputError(f"{listing}: no such file; studies names a table with the columns file, source_study, space")
     if not listing.is_file():
         space = given.space or "MNI"
         warnings.warn(
@@ -135,6 +137,5 @@ def _read_studies(folder: Path, listing: Path, given: Given) -> dict[Path, dict[
             "source_study": name_of(cell.get("source_study"), f"{where}, column source_study"),
             "space": given.space_of(cell.get("space"), f"{where}, column space"),
         }
-        if "n" in names:
-            listed[file]["n"] = as_text(cell.get("n")) or None
+        listed[file] |= {name: as_text(cell.get(name)) or None for name in ("n", "sample") if name in names}
     return listed

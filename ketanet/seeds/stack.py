@@ -17,18 +17,14 @@ def stack_seeds(sets: Sequence[xr.Dataset]) -> xr.Dataset:
         Seeds in the order of the sets.
     """
     offsets = np.cumsum([0, *(s.sizes["seed"] for s in sets)])
-    entries = {
-        "weight": np.concatenate([s["weight"].values for s in sets]),
-        "entry_voxel": np.concatenate([s["entry_voxel"].values for s in sets]),
-        "entry_seed": np.concatenate(
-            [s["entry_seed"].values + offset for s, offset in zip(sets, offsets, strict=False)]
-        ).astype(np.int32),
+    variables = {
+        str(name): (values.dims, np.concatenate([s[name].values for s in sets])) for name, values in sets[0].items()
     }
+    for name in ("entry_seed", "coordinate_seed"):
+        if name in variables:
+            shifted = [s[name].values + offset for s, offset in zip(sets, offsets, strict=False)]
+            variables[name] = (variables[name][0], np.concatenate(shifted).astype(np.int32))
     shared = [str(name) for name, values in sets[0].coords.items() if values.dims == ("seed",) and name != "seed"]
     coords = {name: ("seed", np.concatenate([s[name].values for s in sets])) for name in shared}
     names = [f"{name}set{number}" for number, s in enumerate(sets) for name in s["seed"].values]
-    return xr.Dataset(
-        {name: ("entry", values) for name, values in entries.items()},
-        coords=coords | {"seed": np.array(names, object)},
-        attrs=sets[0].attrs,
-    )
+    return xr.Dataset(variables, coords=coords | {"seed": np.array(names, object)}, attrs=sets[0].attrs)

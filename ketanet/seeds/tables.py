@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ def read_coordinates(
     directions: Sequence[str] | None = DIRECTIONS,
     direction: str | None = None,
     space: str | None = None,
+    studies: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
     """Read published coordinates.
 
@@ -41,13 +43,15 @@ def read_coordinates(
         One of: a table with a header (.tsv, .csv, .xlsx, .xls; columns source_study, contrast, direction,
         space, x, y, z and any others); a folder with one Excel file per contrast (first sheet; columns x, y,
         z, name; no header) in sub-folders named after the direction, or, with `direction`, directly in it,
-        and ``studies.tsv`` (columns file, source_study, space, n) beside them; a GingerALE / Sleuth text file
+        and ``studies.tsv`` (columns file, source_study, space, n, sample) beside them; a GingerALE / Sleuth text file
         (.txt); a NiMARE dataset or NIMADS studyset (.json).
     directions : sequence of str, optional
         Labels of direction allowed; of a folder, the sub-folders read, in this order. None allows any.
     direction, space : str, optional
         What holds where the source states none: a table without the column, an empty cell, a Sleuth or JSON
         file (direction), a contrast whose space is unknown. Space is ``"MNI"`` or ``"Talairach"``.
+    studies : path, optional
+        Of a folder: the table to take instead of its ``studies.tsv``.
 
     Returns
     -------
@@ -69,6 +73,10 @@ def read_coordinates(
     """
     path = Path(path)
     given = Given.checked(directions, direction, space)
+    if studies is not None:
+        if not path.is_dir():
+            raise InputError(f"{path} is no folder; its own column source_study says the studies: leave {studies} out")
+        given = replace(given, studies=Path(studies))
     if path.is_dir():
         records = read_folder(path, given)
     elif not path.exists():

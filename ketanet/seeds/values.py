@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
@@ -80,6 +81,7 @@ class Given:
     directions: tuple[str, ...] | None = None
     direction: str | None = None
     space: str | None = None
+    studies: Path | None = None
 
     @classmethod
     def checked(cls, directions: Sequence[str] | None, direction: str | None, space: str | None) -> Given:

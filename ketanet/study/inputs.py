@@ -121,7 +121,7 @@ def _seeds(study: Study, grid: Grid) -> dict[float | None, xr.Dataset]:
     settings = study.seeds
     if holds_images(study.coordinates):
         return {None: seeds_from_images(study.coordinates, grid, directions=study.directions)}
-    table = read_coordinates(study.coordinates, directions=study.directions)
+    table = read_coordinates(study.coordinates, directions=study.directions, studies=study.studies)
 
     def load(radius: float, drop_empty: bool = False) -> xr.Dataset:
         return seeds_from_coordinates(

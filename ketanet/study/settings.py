@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -43,16 +43,11 @@ class GroupSettings(_Block):
 
     mask: str | None = None
     tail: Literal["positive", "two-sided"]
-    correction: Literal["fdr_bh_positive", "fdr_bh", "fdr_by", "bonferroni", "none"]
+    correction: Literal["fdr_bh_positive", "fdr_bh", "fdr_by", "bonferroni", "fwe_max", "none"]
     alpha: Annotated[float, Field(gt=0, lt=1)]
     covariates: list[str] = []
-
-    @field_validator("covariates")
-    @classmethod
-    def _no_covariates(cls, value: list[str]) -> list[str]:
-        if value:
-            raise ValueError("covariates are not supported by this version; leave the list empty")
-        return value
+    n_flips: Annotated[int, Field(ge=19)] = 1000
+    """Sign flips of ``correction = "fwe_max"``."""
 
 
 class NetworkSettings(_Block):
@@ -76,11 +71,80 @@ class RobustnessSettings(_Block):
     radii_mm: list[Annotated[float, Field(gt=0, le=30)]]
     at_least: list[Annotated[float, Field(gt=0, le=1)]]
     leave_one_study_out: bool
+    connectivity: list[Literal[6, 18, 26]] = []
+    corrections: list[Literal["fdr_bh_positive", "fdr_bh", "fdr_by", "bonferroni", "none"]] = []
+    signals: list[Literal["mean", "mean_standardised", "pc1"]] = []
+    bootstrap: Annotated[int, Field(ge=0)] = 0
+    """Samples of source studies drawn with replacement; 0 leaves the bootstrap out."""
+    fewer_studies: Annotated[int, Field(ge=0)] = 0
+    """Random subsets of source studies of every size; 0 leaves the curve out."""
+    people: list[Annotated[int, Field(ge=3)]] = []
+    """Sizes of random subsets of the discovery cohort."""
+    repeats: Annotated[int, Field(ge=2)] = 20
+    """Subsets of each size."""
+    seed: Annotated[int, Field(ge=0)] = 0
 
-    @field_validator("radii_mm", "at_least")
+    @field_validator("radii_mm", "at_least", "connectivity", "corrections", "signals", "people")
     @classmethod
-    def _each_once(cls, values: list[float]) -> list[float]:
+    def _each_once(cls, values: list[Any]) -> list[Any]:
         return list(dict.fromkeys(values))
+
+
+class NullSettings(_Block):
+    """Null models: of the places, of the directions."""
+
+    n: int = 1000
+    match: list[Literal["uniform", "strength"]] = ["uniform", "strength"]
+    direction: bool = True
+    """Also flip the direction of whole source studies."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    within: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Share of the mask among which a strength-matched place is drawn."""
+    mask: str | None = None
+    """Grey matter: where places are drawn; default the mask of the group test, else the whole grid."""
+    stop: Literal["never", "besag_clifford", "gandy"] = "never"
+
+    @field_validator("n")
+    @classmethod
+    def _enough(cls, value: int) -> int:
+        if value < 19:
+            raise ValueError(f"{value} draws: no p of .05 exists with fewer than 19; set n to 1000")
+        return value
+
+    @field_validator("match")
+    @classmethod
+    def _each_once(cls, values: list[str]) -> list[str]:
+        return list(dict.fromkeys(values))
+
+
+class SpecificitySettings(_Block):
+    """Contrasts of another condition that the study's own are compared with."""
+
+    coordinates: str
+    directions: list[str] | None = None
+    """Of those contrasts, the directions that take part; default all."""
+    statistic: Literal["welch", "probability"] = "welch"
+    n: Annotated[int, Field(ge=19)] = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+    allow_shared_studies: bool = False
+
+
+class DegreeSettings(_Block):
+    """Whether the networks trace the hubs of the connectome."""
+
+    kind: Literal["positive", "signed", "fisher_z"] = "positive"
+    partners: Annotated[int, Field(ge=0)] = 2000
+    """Random grid elements that connectivity is summed over; 0 = all."""
+    surrogates: Annotated[int, Field(ge=19)] = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class MapsSettings(_Block):
+    """Maps of the user's that the networks are compared with: images by name."""
+
+    files: dict[str, str]
+    surrogates: Annotated[int, Field(ge=19)] = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class OutputSettings(_Block):
@@ -95,6 +159,8 @@ class Study(_Block):
     name: Annotated[str, Field(min_length=1)]
     preset: str = "fcnm"
     coordinates: str
+    studies: str | None = None
+    """Of a folder of coordinates: table that says which source study each file belongs to."""
     directions: Annotated[list[str], Field(min_length=1)] = ["increase", "decrease"]
     cohorts: Annotated[dict[str, CohortSettings], Field(min_length=1)]
     seeds: SeedSettings
@@ -102,6 +168,10 @@ class Study(_Block):
     network: NetworkSettings
     labels: LabelSettings
     robustness: RobustnessSettings
+    null: NullSettings | None = None
+    specificity: dict[str, SpecificitySettings] = {}
+    degree: DegreeSettings | None = None
+    maps: MapsSettings | None = None
     output: OutputSettings = OutputSettings()
 
     @model_validator(mode="after")
@@ -142,8 +212,6 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a valid TOML file ({error})") from error
-    if "null" in given:
-        raise InputError(f"{path}: null models ([null]) are not part of this version; remove the block")
     preset = given.get("preset", "fcnm")
     if not isinstance(preset, str) or preset not in spec.PRESETS:
         raise InputError(f"{path}: preset is {preset!r}; known: {', '.join(spec.PRESETS)}")
@@ -165,9 +233,18 @@ def _with_paths(study: Study, folder: Path, source: str) -> Study:
 
     cohorts = {n: c.model_copy(update={"store": resolve(c.store)}) for n, c in study.cohorts.items()}
     mask = study.group.mask and resolve(study.group.mask)
+    null = study.null and study.null.model_copy(update={"mask": study.null.mask and resolve(study.null.mask)})
+    others = {n: s.model_copy(update={"coordinates": resolve(s.coordinates)}) for n, s in study.specificity.items()}
+    maps = study.maps and study.maps.model_copy(
+        update={"files": {name: resolve(file) for name, file in study.maps.files.items()}}
+    )
     return study.model_copy(
         update={
             "coordinates": resolve(study.coordinates),
+            "studies": study.studies and resolve(study.studies),
+            "null": null,
+            "specificity": others,
+            "maps": maps,
             "cohorts": cohorts,
             "group": study.group.model_copy(update={"mask": mask}),
             "labels": LabelSettings(atlas=_atlas_paths(study.labels.atlas, resolve)),
@@ -215,15 +292,18 @@ def _in_words(error: ValidationError) -> str:
 
 
 def _known_keys(place: list[str]) -> list[str]:
+    """Keys of the block at a place; names such as those of the cohorts belong to no block."""
     model: Any = Study
-    for part in place:
-        if model is Study and part == "cohorts":
-            model = None
-        elif model is None:
-            model = CohortSettings
-        else:
-            model = model.model_fields[part].annotation
-    return list(model.model_fields) if model is not None else []
+    parts = iter(place)
+    for part in parts:
+        annotation = model.model_fields[part].annotation
+        inner = [annotation, *get_args(annotation)]
+        model = next((m for m in inner if isinstance(m, type) and issubclass(m, BaseModel)), None)
+        if get_origin(annotation) is dict:
+            next(parts, None)
+        if model is None:
+            return []
+    return list(model.model_fields)
 
 
 def _without_none(value: Any) -> Any:
