@@ -3,7 +3,7 @@
 Null models map tens of thousands of seeds; their maps never exist together. A batch of seeds is the unit of restart.
 Its seed signals are computed in one reading of the cohort and kept in a scratch file; then one task per column of
 chunks streams all people through sums that stay in memory, and the whole t maps of the batch go to a function of the
-caller's.
+caller's. On a grid of a few thousand elements the signals are made from the rows in hand instead.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ from ketanet.compute import available_cores, one_blas_thread
 from ketanet.connectivity import GROUP, pass_key, source_of
 from ketanet.errors import InputError
 from ketanet.files import disk_errors
-from ketanet.kernels.moments import SEED_BLOCK, Accumulator, Moments, Subject, Weights, seed_signals
+from ketanet.kernels.moments import SEED_BLOCK, Accumulator, Moments, Stored, Subject, Weights, seed_signals
+from ketanet.kernels.signals import dense_signals
 from ketanet.kernels.statistics import one_sample_t
 from ketanet.partials import SUFFIX, is_whole, read_partial, write_partial
 
 SUMS_BYTES = 400 * 2**20
 """Memory of one task's sums: 28 bytes a seed and voxel of its column of chunks."""
+
+SMALL_GRID = 4096
+"""Elements of a grid on which seed signals are a dense product."""
 
 _BETWEEN_MERGES = 64
 """People whose z are summed in float32 before they are merged into the moments in float64."""
@@ -96,7 +100,7 @@ def many_seeds(
         folder.mkdir(parents=True, exist_ok=True)
     source = source_of(cohort)
     columns = _columns(StoredRows(*source), targets)
-    step = batch or _batch_size(max(len(own) for _, own in columns))
+    step = batch or seeds_per_batch(max(len(own) for _, own in columns))
     window = available_cores()
     starts = range(0, weights.shape[0], step)
     for first in range(0, len(starts), window):
@@ -118,7 +122,8 @@ def _columns(stored: StoredRows, targets: NDArray[np.int64]) -> list[tuple[slice
     return found
 
 
-def _batch_size(targets: int) -> int:
+def seeds_per_batch(targets: int) -> int:
+    """Seeds whose sums over so many voxels fit :data:`SUMS_BYTES`."""
     return max(1, SUMS_BYTES // (28 * targets) // SEED_BLOCK) * SEED_BLOCK
 
 
@@ -140,9 +145,20 @@ def _batch(
 ) -> Any:
     """Delayed work of one batch; ends with its result on disk."""
     scratch = path.with_suffix(".signals.npy")
+    if _is_dense(StoredRows(*source), rows, weights, signal):
+        column, own = columns[0]
+        part = dask.delayed(_column_t)(source, rows, weights.shape[0], column, own, (weights, signal))
+        return dask.delayed(_reduce)([part], reduce, path, scratch)
     signals = dask.delayed(_write_signals)(source, rows, weights, signal, scratch)
     parts = [dask.delayed(_column_t)(source, rows, weights.shape[0], column, own, signals) for column, own in columns]
     return dask.delayed(_reduce)(parts, reduce, path, scratch)
+
+
+def _is_dense(stored: StoredRows, rows: list[int], weights: Weights, signal: str) -> bool:
+    """Whether seed signals are made from the rows in hand: a small grid in one chunk a person."""
+    if weights.shape[1] > SMALL_GRID or len(stored.chunks_of_voxels()) > 1 or signal == "pc1":
+        return False
+    return not any(stored.segments(row) for row in rows)
 
 
 def _write_signals(source: tuple[str, str], rows: list[int], weights: Weights, signal: str, path: Path) -> Path:
@@ -167,11 +183,12 @@ def _column_t(
     n_seeds: int,
     column: slice,
     targets: NDArray[np.int64],
-    signals_path: Path,
+    given: Path | tuple[Weights, str],
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """t (seed, target) and n of one column of chunks, all people streamed in their order."""
+    """t (seed, target) and n of one column of chunks, all people streamed in their order; seed signals from a scratch
+    file, or from weights and the rows themselves."""
     stored = StoredRows(*source)
-    signals = np.load(signals_path, mmap_mode="r")
+    signals_of = _signals_in_file(given) if isinstance(given, Path) else _signals_of_rows(*given)
     total = Moments.zeros(n_seeds, len(targets))
     buffers = [np.empty((1, *stored.buffer_shape[1:]), stored.dtype) for _ in rows[:GROUP]]
     with one_blas_thread():
@@ -179,20 +196,30 @@ def _column_t(
             accumulator = Accumulator(n_seeds, targets)
             last = min(start + _BETWEEN_MERGES, len(rows))
             for first in range(start, last, GROUP):
-                group = [
-                    Subject(
-                        stored.bold(rows[position], column, out=buffer),
-                        stored.norm(rows[position])[column],
-                        np.asarray(signals[position]),
-                        stored.segments(rows[position]),
-                    )
-                    for position, buffer in zip(range(first, min(first + GROUP, last)), buffers, strict=False)
-                ]
+                group = []
+                for position, buffer in zip(range(first, min(first + GROUP, last)), buffers, strict=False):
+                    row = rows[position]
+                    bold, norm = stored.bold(row, column, out=buffer), stored.norm(row)[column]
+                    group.append(Subject(bold, norm, signals_of(position, bold, norm), stored.segments(row)))
                 accumulator.add(*group)
             total = accumulator.merge_into(total)
     stored.require_content()
     t, _ = one_sample_t(total.n, total.mean, total.m2)
     return t.astype(np.float32), total.n
+
+
+_SignalsOf = Callable[[int, Stored, NDArray[np.float32]], NDArray[np.float32]]
+"""Position of a subject, its rows and norms -> seed signals (seed, time)."""
+
+
+def _signals_in_file(path: Path) -> _SignalsOf:
+    signals = np.load(path, mmap_mode="r")
+    return lambda position, bold, norm: np.asarray(signals[position])  # noqa: ARG005
+
+
+def _signals_of_rows(weights: Weights, signal: str) -> _SignalsOf:
+    dense = weights.toarray().astype(np.float32)
+    return lambda position, bold, norm: dense_signals(bold, norm, dense, signal)  # noqa: ARG005
 
 
 def _reduce(

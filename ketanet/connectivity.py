@@ -20,6 +20,7 @@ from ketanet.compute import FAN_IN, one_blas_thread, subjects_per_task, tree
 from ketanet.errors import InputError
 from ketanet.grid import grid_from_attrs, require_same_grid
 from ketanet.kernels.fisher import has_fast_path
+from ketanet.kernels.glm import ProductAccumulator, Products, merge_products, sums_per_voxel
 from ketanet.kernels.moments import Accumulator, Moments, Subject, Weights, merge, seed_signals, z_map
 from ketanet.partials import SUFFIX, is_whole, read_partial, write_partial_if_due
 from ketanet.progress import task_name
@@ -87,6 +88,7 @@ def moments(
     voxels: NDArray[np.int64] | None = None,
     signal: str = "mean",
     partials: Path | None = None,
+    columns: NDArray[np.float64] | None = None,
 ) -> Delayed:
     """Moments of Fisher z over subjects, lazily: one coarse task per batch of subjects, merged in a fixed tree.
 
@@ -99,12 +101,15 @@ def moments(
         See :func:`seed_maps`.
     partials : Path, optional
         Folder where finished subtrees of the merge are kept, and taken from when the same is computed again.
+    columns : float64 array (subject, column), optional
+        Of a design, centred and orthonormal, whose products with z are wanted too.
 
     Returns
     -------
     Delayed
-        Of :class:`ketanet.kernels.moments.Moments`, each array (seed, target). Batches depend on the number of subjects
-        alone, so every scheduler and any number of workers give the same bits.
+        Of :class:`ketanet.kernels.moments.Moments`, each array (seed, target); with `columns` of
+        :class:`ketanet.kernels.glm.Products`. Batches depend on the number of subjects alone, so every scheduler and
+        any number of workers give the same bits.
     """
     check_pair(cohort, seeds)
     spec.choice(signal, spec.SIGNALS, "signal")
@@ -113,21 +118,25 @@ def moments(
     # handed to every task by key, not copied into each
     weights = seed_weights(seeds)
     shared = dask.delayed((weights, targets), pure=True)
-    batch = dask.delayed(_batch_moments, pure=True)
+    batch = dask.delayed(_batch_moments if columns is None else _batch_products, pure=True)
     step = subjects_per_task(len(rows))
     source = source_of(cohort)
     key = pass_key(source[1], weights, targets, signal)
+    if columns is not None:
+        key = hashlib.sha256(key.encode() + np.ascontiguousarray(columns).tobytes()).hexdigest()
     parts = []
     for start in range(0, len(rows), step):
         own = rows[start : start + step]
         name = task_name(
             len(own), len(own) * row_bytes(cohort), hashlib.sha256(f"{key} {own}".encode()).hexdigest()[:24]
         )
-        parts.append(batch(source, own, shared, signal, dask_key_name=name))
+        design = () if columns is None else (columns[start : start + step],)
+        parts.append(batch(source, own, shared, signal, *design, dask_key_name=name))
+    kind, join = (Moments, merge) if columns is None else (Products, merge_products)
     if partials is None:
-        return tree(parts, merge)
-    keeper = _Keeper(partials, key, rows, step, partial_bytes(weights.shape[0], len(targets)), row_bytes(cohort))
-    return tree(parts, merge, keeper)
+        return tree(parts, join)
+    size = partial_bytes(weights.shape[0], len(targets), 0 if columns is None else columns.shape[1])
+    return tree(parts, join, _Keeper(partials, key, kind, rows, step, size, row_bytes(cohort)))
 
 
 def row_bytes(cohort: xr.Dataset) -> int:
@@ -147,9 +156,10 @@ def source_of(cohort: xr.Dataset) -> tuple[str, str]:
     return str(cohort.attrs["store"]), str(cohort.attrs["content"])
 
 
-def partial_bytes(n_seeds: int, n_targets: int) -> int:
-    """Size of stored moments: mean and M2 in float64, counts in int32 (at most one a seed)."""
-    return n_seeds * n_targets * 16 + n_targets * 4
+def partial_bytes(n_seeds: int, n_targets: int, n_columns: int = 0) -> int:
+    """Size of stored moments: mean and M2 in float64, counts in int32 (at most one a seed); with the columns of a
+    design, sums of products in float64."""
+    return n_seeds * n_targets * (16 + 8 * n_columns) + n_targets * (4 + 8 * sums_per_voxel(n_columns))
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,7 @@ class _Keeper:
 
     folder: Path
     key: str
+    kind: type[Moments | Products]
     rows: list[int]
     step: int
     size: int
@@ -171,8 +182,8 @@ class _Keeper:
         name = hashlib.sha256(f"{self.key} {own}".encode()).hexdigest()[:32]
         path = self.folder / f"{name}{SUFFIX}"
         if is_whole(path):
-            return dask.delayed(_load_moments, pure=True)(path)
-        return dask.delayed(_keep_moments, pure=True)(path, node)
+            return dask.delayed(_load, pure=True)(path, self.kind)
+        return dask.delayed(_keep, pure=True)(path, node)
 
     def _is_small(self, parts: int) -> bool:
         return self.size <= PARTIAL_SHARE * parts * self.step * self.row_size
@@ -186,12 +197,12 @@ def pass_key(content: str, weights: Weights, targets: NDArray[np.int64], signal:
     return digest.hexdigest()
 
 
-def _load_moments(path: Path) -> Moments:
-    return Moments(**read_partial(path))
+def _load(path: Path, kind: type[Moments | Products]) -> Moments | Products:
+    return kind(**read_partial(path))
 
 
-def _keep_moments(path: Path, found: Moments) -> Moments:
-    write_partial_if_due(path, {"n": found.n, "mean": found.mean, "m2": found.m2})
+def _keep(path: Path, found: Moments | Products) -> Moments | Products:
+    write_partial_if_due(path, {name: array for name, array in vars(found).items() if array is not None})
     return found
 
 
@@ -218,17 +229,36 @@ def _subject_map(source: tuple[str, str], row: int, weights: Weights, signal: st
 def _batch_moments(
     source: tuple[str, str], rows: list[int], shared: tuple[Weights, NDArray[Any]], signal: str
 ) -> Moments:
-    stored = StoredRows(*source)
-    stored.require_content()
     weights, voxels = shared
     accumulator = Accumulator(weights.shape[0], voxels)
+    _add_people(accumulator, source, rows, weights, signal)
+    return accumulator.moments()
+
+
+def _batch_products(
+    source: tuple[str, str],
+    rows: list[int],
+    shared: tuple[Weights, NDArray[Any]],
+    signal: str,
+    columns: NDArray[np.float64],
+) -> Products:
+    weights, voxels = shared
+    accumulator = ProductAccumulator(weights.shape[0], voxels, columns)
+    _add_people(accumulator, source, rows, weights, signal)
+    return accumulator.products()
+
+
+def _add_people(
+    accumulator: Accumulator, source: tuple[str, str], rows: list[int], weights: Weights, signal: str
+) -> None:
+    stored = StoredRows(*source)
+    stored.require_content()
     with one_blas_thread():
         buffers = [stored.buffer() for _ in rows[:GROUP]]
         for start in range(0, len(rows), GROUP):
             group = zip(rows[start : start + GROUP], buffers, strict=False)
             accumulator.add(*[_subject(stored, row, weights, signal, buffer) for row, buffer in group])
     stored.require_content()  # nor was it replaced meanwhile
-    return accumulator.moments()
 
 
 def _subject(stored: StoredRows, row: int, weights: Weights, signal: str, buffer: NDArray[Any]) -> Subject:

@@ -130,6 +130,20 @@ def partials_beside(store: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.name}.{FOLDER}")
 
 
+def unfinished(path: str | os.PathLike[str]) -> list[Path]:
+    """What :func:`clean` would remove; raises as it does."""
+    target = Path(path)
+    beside = [partials_beside(target)] + [
+        target.with_name(n) for n in (f"{target.name}.partial", f".{target.name}.partial")
+    ]
+    made_here = (target / "provenance.json").is_file()
+    inside = [target / FOLDER, *target.glob("*.partial"), *target.glob(".*.partial")] if made_here else []
+    found = [p for p in (*beside, *inside) if p.exists()]
+    if not found and not target.exists():
+        raise InputError(f"{path}: no such results, and nothing unfinished of that name")
+    return found
+
+
 def clean(path: str | os.PathLike[str]) -> list[Path]:
     """Remove the partial results of a results folder, or of a store and its interrupted writing.
 
@@ -148,15 +162,7 @@ def clean(path: str | os.PathLike[str]) -> list[Path]:
     InputError
         There is no such folder, and nothing unfinished of that name.
     """
-    target = Path(path)
-    beside = [partials_beside(target)] + [
-        target.with_name(n) for n in (f"{target.name}.partial", f".{target.name}.partial")
-    ]
-    made_here = (target / "provenance.json").is_file()
-    inside = [target / FOLDER, *target.glob("*.partial"), *target.glob(".*.partial")] if made_here else []
-    found = [p for p in (*beside, *inside) if p.exists()]
-    if not found and not target.exists():
-        raise InputError(f"{path}: no such results, and nothing unfinished of that name")
+    found = unfinished(path)
     for entry in found:
         if entry.is_dir():
             shutil.rmtree(entry)

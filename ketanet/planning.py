@@ -15,6 +15,8 @@ from ketanet.compute import FAN_IN, available_cores, available_memory, subjects_
 from ketanet.connectivity import GROUP, PARTIAL_SHARE, measure_batch, partial_bytes
 from ketanet.errors import InputError
 from ketanet.group import SEEDS_PER_BLOCK, PassSize
+from ketanet.group.flips import people_at_once, seeds_at_once, voxels_at_once
+from ketanet.kernels.glm import sums_per_voxel
 from ketanet.kernels.moments import SEED_BLOCK, TILE
 
 BASE_BYTES = 350 * 2**20
@@ -30,11 +32,11 @@ class Plan:
     Attributes
     ----------
     people : int
-        Subjects read, over all passes.
+        Subjects read, over all passes; those of sign flips are read again for them.
     tasks : int
     bytes_read : int
     flops : float
-        Of the products of seeds with voxels, two a multiplication.
+        Of the products of seeds with voxels, two a multiplication, and of the sign flips with people.
     task_memory : int
         Bytes of the largest task.
     total_memory : int
@@ -46,6 +48,8 @@ class Plan:
     workers : int
     seconds : float or None
         Estimate from a calibration on this machine.
+    bytes_scratch : int
+        Most that scratch files of sign flips take.
     """
 
     people: int
@@ -58,6 +62,7 @@ class Plan:
     bytes_partials: int
     workers: int
     seconds: float | None = None
+    bytes_scratch: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -75,6 +80,8 @@ class Plan:
             "to write": size_words(self.bytes_written),
             "partial results, at most": size_words(self.bytes_partials),
         }
+        if self.bytes_scratch:
+            rows["scratch files, at most"] = size_words(self.bytes_scratch)
         if self.seconds is not None:
             rows["time, estimated"] = time_words(self.seconds)
         width = max(map(len, rows))
@@ -138,40 +145,73 @@ def plan(group: xr.Dataset | Sequence[xr.Dataset], *, workers: int | None = None
 def plan_passes(sizes: Sequence[PassSize], *, workers: int | None = None, seconds: float | None = None) -> Plan:
     """Cost of passes of given sizes, run together."""
     count = workers or available_cores()
-    parts = [_one_pass(size) for size in sizes]
+    parts = [_one_pass(size) for size in sizes] + [_sign_flips(size) for size in sizes if size.flips]
     task = max(p["task"] for p in parts)
     total = BASE_BYTES + count * task + sum(p["waiting"] for p in parts)
     return Plan(
-        people=sum(s.people for s in sizes),
+        people=sum(p["people"] for p in parts),
         tasks=sum(p["tasks"] for p in parts),
-        bytes_read=sum(s.people * s.row_bytes for s in sizes),
-        flops=float(sum(2 * s.people * s.seeds * s.targets * s.frames for s in sizes)),
+        bytes_read=sum(p["bytes_read"] for p in parts),
+        flops=float(sum(p["flops"] for p in parts)),
         task_memory=task,
         total_memory=total,
-        bytes_written=sum(s.seeds * s.voxels * _STORED_BYTES for s in sizes),
+        bytes_written=sum(s.seeds * s.voxels * (_STORED_BYTES + 4 * (s.columns > 0)) for s in sizes),
         bytes_partials=sum(int(PARTIAL_SHARE * s.people * s.row_bytes) for s in sizes),
         workers=count,
         seconds=seconds,
+        bytes_scratch=sum(p.get("scratch", 0) for p in parts),
     )
 
 
 def _one_pass(size: PassSize) -> dict[str, int]:
-    """Tasks, bytes of the largest task, and bytes of partial results that wait to be merged."""
+    """People and bytes read, products, tasks, bytes of the largest task, and bytes of partial results that wait to be
+    merged."""
     batches = -(-size.people // subjects_per_task(size.people))
     merges, level, levels = 0, batches, 0
     while level > 1:
         level = -(-level // FAN_IN)
         merges, levels = merges + level, levels + 1
     blocks = -(-size.seeds // SEEDS_PER_BLOCK)
-    one = partial_bytes(size.seeds, size.targets)
-    sums = 12 * size.seeds * size.targets
+    one = partial_bytes(size.seeds, size.targets, size.columns)
+    own = 8 * sums_per_voxel(size.columns) * size.targets  # over the people without signal in a voxel
+    sums = (12 + 4 * size.columns) * size.seeds * size.targets + own
     group = min(GROUP, size.people)
     reading = group * (size.row_bytes + 4 * TILE * size.frames + 4 * size.seeds * size.frames)
     sweep = 4 * (group + 3) * TILE * min(SEED_BLOCK, size.seeds)  # products of a group, temporaries of z
-    finishing = 2 * SEEDS_PER_BLOCK * size.voxels * (_STORED_BYTES + 24)
+    if size.columns:
+        sweep += 4 * (3 * group + 2 * size.columns) * TILE * min(SEED_BLOCK, size.seeds)  # z again, times the columns
+    finishing = 2 * SEEDS_PER_BLOCK * size.voxels * (_STORED_BYTES + 24) + 2 * own
     task = max(reading + sums + sweep, sums + 2 * one, 2 * one, finishing)
     waiting = one * ((FAN_IN - 1) * levels + 1)
-    return {"tasks": batches + merges + blocks, "task": task, "waiting": waiting}
+    return {
+        "people": size.people,
+        "bytes_read": size.people * size.row_bytes,
+        "flops": 2 * size.people * size.seeds * size.targets * (size.frames + size.columns),
+        "tasks": batches + merges + blocks,
+        "task": task,
+        "waiting": waiting,
+    }
+
+
+def _sign_flips(size: PassSize) -> dict[str, int]:
+    """The same of the pass of sign flips, and bytes of its scratch files."""
+    together = seeds_at_once(size.people, size.seeds, size.targets)
+    times = -(-size.seeds // together)
+    step = people_at_once(size.people, times)
+    width = voxels_at_once(size.people, size.targets)
+    signs = size.flips * size.people
+    writing = size.row_bytes + 8 * together * size.voxels + 16 * TILE * (size.frames + together)
+    # z of a tile, in order and as it came, what of it is there; signs as numbers, products with them
+    flipping = size.people * width * 9 + 4 * 256 * (size.people + 2048) + 8 * size.flips * min(size.people, width)
+    return {
+        "people": times * size.people,
+        "bytes_read": times * size.people * size.row_bytes,
+        "flops": 2 * size.people * size.seeds * size.targets * (size.frames + size.flips),
+        "tasks": times * (-(-size.people // step) + 3) + size.seeds * (-(-size.targets // width) + 1),
+        "task": max(writing, flipping),
+        "waiting": signs + 8 * size.seeds * size.targets,
+        "scratch": 4 * size.people * size.targets * together,
+    }
 
 
 def calibrate(cohort: xr.Dataset, seeds: xr.Dataset, *, targets: Any = None, signal: str = "mean") -> float:

@@ -23,7 +23,9 @@ INT16_MISSING: Final = -32768
 R_LIMIT: Final = 1.0 - 2.0**-15
 """Correlations are clipped here, so that Fisher z of a voxel with itself stays finite (z = 5.55)."""
 
-CORRECTIONS: Final = ("fdr_bh_positive", "fdr_bh", "fdr_by", "bonferroni", "none")
+CORRECTIONS: Final = ("fdr_bh_positive", "fdr_bh", "fdr_by", "bonferroni", "none", "fwe_max")
+"""All but ``fwe_max`` follow from a stored map of t; that one takes the maps of all people."""
+
 TAILS: Final = ("positive", "two-sided")
 RULES: Final = ("fcnm", "mm")
 SIGNALS: Final = ("mean", "mean_standardised", "pc1")
@@ -97,6 +99,20 @@ GROUP: Final = (
     Variable("log10_p", ("seed", "voxel"), "f", "log10 of the uncorrected p"),
     Variable("q", ("seed", "voxel"), "f", "p adjusted for the voxels tested; NaN = not tested"),
     Variable("significant", ("seed", "voxel"), "b", "adjusted p below alpha, on the side tested"),
+    Variable(
+        "df", ("seed", "voxel"), "i", "degrees of freedom of t, where there are covariates; else n - 1", required=False
+    ),
+)
+
+DIFFERENCE: Final = (
+    Variable("n_a", ("seed", "voxel"), "i", "subjects of the first group with signal in seed and voxel"),
+    Variable("n_b", ("seed", "voxel"), "i", "subjects of the second group with signal in seed and voxel"),
+    Variable("mean_difference", ("seed", "voxel"), "f", "mean Fisher z of the first group minus that of the second"),
+    Variable("t", ("seed", "voxel"), "f", "Welch's t; NaN = not tested"),
+    Variable("df", ("seed", "voxel"), "f", "degrees of freedom of t (Welch-Satterthwaite)"),
+    Variable("log10_p", ("seed", "voxel"), "f", "log10 of the uncorrected p"),
+    Variable("q", ("seed", "voxel"), "f", "p adjusted for the voxels tested; NaN = not tested"),
+    Variable("significant", ("seed", "voxel"), "b", "adjusted p below alpha, on the side tested"),
 )
 
 MAPS: Final = tuple(v for v in GROUP if v.name in ("t", "significant")) + tuple(
@@ -110,6 +126,13 @@ NETWORKS: Final = (
     Variable("network", ("direction", "voxel"), "b", "probability above threshold, in a cluster large enough"),
 )
 
+NETWORK_DIFFERENCE: Final = (
+    Variable("difference", ("direction", "voxel"), "f", "probability in the first cohort minus that in the second"),
+    Variable("both", ("direction", "voxel"), "b", "in the network of both cohorts"),
+    Variable("only_a", ("direction", "voxel"), "b", "in the network of the first cohort alone"),
+    Variable("only_b", ("direction", "voxel"), "b", "in the network of the second cohort alone"),
+)
+
 ATLAS: Final = (
     Variable("membership", ("region", "voxel"), "i", "image voxels of the grid element that lie in the region"),
     Variable("region_voxels", ("region",), "i", "image voxels of the region on the whole image"),
@@ -120,8 +143,10 @@ KINDS: Final[Mapping[str, tuple[Variable, ...]]] = {
     "cohort": COHORT,
     "seeds": SEEDS,
     "group": GROUP,
+    "difference": DIFFERENCE,
     "maps": MAPS,
     "networks": NETWORKS,
+    "network_difference": NETWORK_DIFFERENCE,
     "atlas": ATLAS,
 }
 

@@ -12,11 +12,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from ketanet.errors import InputError, KetanetError
 
@@ -38,6 +38,13 @@ _NEEDED = {
 }
 _DENIED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch")
 _BLOCK_BYTES = 16 * 2**20
+
+
+class State(NamedTuple):
+    """Bytes of an object, and the store's tag of what it holds (empty where the store gives none)."""
+
+    size: int
+    tag: str
 
 
 def retry_seconds() -> float:
@@ -166,10 +173,10 @@ def read(address: str) -> memoryview:
 
 
 @_request
-def read_start(address: str, size: int) -> bytes:
-    """The first bytes of an object that is not empty, at most `size`; raises as :func:`read`."""
+def read_part(address: str, start: int, size: int) -> bytes:
+    """Bytes of an object from `start` on, at least one and at most `size`; raises as :func:`read`."""
     client, key = _open(address)
-    return bytes(client.get_range(key, start=0, length=size))
+    return bytes(client.get_range(key, start=start, length=size))
 
 
 @_request
@@ -226,12 +233,23 @@ def look(address: str) -> tuple[datetime, str | None]:
 
 
 @_request
-def listed(address: str) -> dict[str, int]:
-    """Bytes of every object below an address, by name relative to it, sorted."""
+def state_of(address: str) -> State:
+    """Size and tag of an object; raises as :func:`read`."""
+    client, key = _open(address)
+    return _state(client.head(key))
+
+
+@_request
+def states(address: str) -> dict[str, State]:
+    """Size and tag of every object below an address, by name relative to it, sorted."""
     client, key = _open(address)
     start = len(key) + 1 if key else 0
-    sizes = {entry["path"][start:]: entry["size"] for entry in _entries(client, key)}
-    return dict(sorted(sizes.items()))
+    return dict(sorted((entry["path"][start:], _state(entry)) for entry in _entries(client, key)))
+
+
+def listed(address: str) -> dict[str, int]:
+    """Bytes of every object below an address, by name relative to it, sorted."""
+    return {name: state.size for name, state in states(address).items()}
 
 
 def size_of(address: str) -> int:
@@ -259,7 +277,8 @@ def copy(source: str, target: str) -> None:
 def remove(address: str) -> None:
     """Remove an object, if there is one."""
     client, key = _open(address)
-    client.delete([key])
+    with suppress(FileNotFoundError):  # S3 does not say that there is none, others do
+        client.delete([key])
 
 
 @_request
@@ -319,6 +338,10 @@ def _in_words(address: str, text: str, kind: str) -> str:
             "endpoint (AWS_ENDPOINT_URL), then run again"
         )
     return f"the object store refuses the request ({kind})"
+
+
+def _state(entry: Any) -> State:
+    return State(int(entry["size"]), str(entry["e_tag"] or ""))
 
 
 def _entries(client: Any, key: str) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from ketanet.cohort.reading import APPENDING
 from ketanet.compute import connect
 from ketanet.errors import InputError, KetanetWarning, StoreError
 from ketanet.grid import ParcelGrid, VolumeGrid
-from ketanet.ingest import Denoise, ParcelSource, ingest_cohort
+from ketanet.ingest import Denoise, Nuisance, ParcelSource, Run, ingest_cohort
 from ketanet.partials import clean
 
 FIRST = ("ann", "bob", "cid", "dot")
@@ -288,9 +290,16 @@ def test_room_for_longer_subjects(grid: VolumeGrid, tmp_path: Path) -> None:
 def test_a_bad_subject_stops_an_addition_or_is_left_out(grid: VolumeGrid, tmp_path: Path) -> None:
     path = ingest_cohort(made(grid, *FIRST), tmp_path / "c.zarr", max_frames=41)
     broken = made(grid, broken={"fay": "a broken file"})
-    assert "/fay.file: a broken file" in refused(broken, path)
-    text = refused(made(grid, "fay", broken={"fay": "a broken file"}), path, skip_bad=True)
-    assert "only 0 subjects can be used, at least 1 are needed: fay: /fay.file: a broken file" in text
+    before = tree(path)
+    with pytest.raises(InputError, match=r"/fay\.file: a broken file; mend the file and run again"):
+        ingest_cohort(broken, path, append=True)
+    assert tree(path) == before
+    with pytest.warns(
+        KetanetWarning, match=r"nobody is added, 1 subjects are left out: fay: /fay\.file: a broken file"
+    ):
+        ingest_cohort(made(grid, "fay", broken={"fay": "a broken file"}), path, append=True, skip_bad=True)
+    assert tree(path) == before
+    assert beside(path) == []
     ingest_cohort(broken, path, append=True, skip_bad=True)
     cohort = open_cohort(path)
     assert cohort["subject"].values.tolist() == [*FIRST, "eve", "gus"]
@@ -327,6 +336,99 @@ def test_columns_without_a_value_take_the_other_kind() -> None:
     assert joined(names | text, names)["x"].tolist() == ["p", "q", "", ""]
     with pytest.raises(InputError, match="holds text in the store and numbers for the subjects"):
         joined(names | text, names | {"x": np.array([np.nan, 1.0])})
+
+
+# --- who is left out by measures, and who stopped an addition
+
+
+@dataclass(frozen=True)
+class Measured(MadeSource):
+    """Some move; in some the first twelve voxels are flat."""
+
+    moved: tuple[str, ...] = ()
+    flat: tuple[str, ...] = ()
+
+    def read(self, run: Run) -> np.ndarray:
+        values = super().read(run)
+        values[: 12 if run.extra[0] in self.flat else 0] = 5.0
+        return values
+
+    def nuisance(self, run: Run, strategy: str | None) -> Nuisance:
+        fd = np.full(run.n_time, 0.9 if run.extra[0] in self.moved else 0.1)
+        return replace(super().nuisance(run, strategy), fd=fd)
+
+
+PECULIAR: dict[str, Any] = {"moved": ("eve",), "flat": ("fay",)}
+LEFT_OUT = {
+    "mean_fd > 0.5": {"eve": "mean_fd is 0.9"},
+    "n_flat > 5": {"fay": "n_flat is 12"},
+    "n_flat > 5 or mean_fd > 0.5": {"eve": "n_flat is 1, mean_fd is 0.9", "fay": "n_flat is 12, mean_fd is 0.1"},
+}
+
+
+def reasons_of(exclude: str) -> dict[str, str]:
+    return {name: f"excluded by {exclude!r}: {why}" for name, why in LEFT_OUT[exclude].items()}
+
+
+@pytest.mark.parametrize("exclude", LEFT_OUT)
+def test_an_addition_leaves_out_by_measures(grid: VolumeGrid, tmp_path: Path, exclude: str) -> None:
+    source = Measured(grid, **PECULIAR)
+    whole = ingest_cohort(source, tmp_path / "whole.zarr", max_frames=41, exclude=exclude)
+    path = ingest_cohort(Measured(grid, FIRST, **PECULIAR), tmp_path / "c.zarr", max_frames=41)
+    source.reads.clear()
+    ingest_cohort(source, path, append=True, exclude=exclude)
+    assert set(source.reads) == set(MORE) - ({"eve"} if exclude == "mean_fd > 0.5" else set())
+    assert tree(path) == tree(whole)
+    cohort = open_cohort(path)
+    assert cohort["subject"].values.tolist() == [name for name in LENGTHS if name not in LEFT_OUT[exclude]]
+    assert cohort.attrs["provenance"]["skipped"] == reasons_of(exclude)
+    assert verify_cohort(path).problems == []
+    assert beside(path) == []
+    ingest_cohort(source, path, append=True)
+    assert open_cohort(path).attrs["provenance"]["skipped"] == {}, "they are wanted after all"
+    assert open_cohort(path).sizes["subject"] == len(LENGTHS)
+
+
+@pytest.mark.parametrize("exclude", LEFT_OUT)
+def test_an_addition_of_nobody_is_said(grid: VolumeGrid, tmp_path: Path, exclude: str) -> None:
+    path = ingest_cohort(Measured(grid, FIRST), tmp_path / "c.zarr", max_frames=41)
+    before = tree(path)
+    source = Measured(grid, (*FIRST, *LEFT_OUT[exclude]), **PECULIAR)
+    said = "; ".join(f"{name}: {why}" for name, why in reasons_of(exclude).items())
+    count = len(LEFT_OUT[exclude])
+    with pytest.warns(KetanetWarning, match=re.escape(f"nobody is added, {count} subjects are left out: {said}")):
+        assert ingest_cohort(source, path, append=True, exclude=exclude) == path
+    assert tree(path) == before
+    assert beside(path) == []
+
+
+@pytest.mark.parametrize("then", ["mended", "skip bad", "others", "cleaned"])
+def test_an_addition_that_was_stopped_is_continued(grid: VolumeGrid, tmp_path: Path, then: str) -> None:
+    path = ingest_cohort(made(grid, *FIRST), tmp_path / "c.zarr", max_frames=41)
+
+    class Late(MadeSource):
+        def read(self, run: Run) -> np.ndarray:
+            if len({*self.reads, run.extra[0]}) == 3:
+                raise InputError(f"{run.extra[0]} is bad")
+            return super().read(run)
+
+    late = Late(grid)
+    with pytest.raises(InputError, match="the 2 of 3 subjects that are finished are kept; or --skip-bad") as error:
+        ingest_cohort(late, path, append=True)
+    bad = str(error.value).split()[0]
+    assert beside(path) == ["c.zarr.partial"]
+    assert open_cohort(path)["subject"].values.tolist() == [*FIRST]
+    source = made(grid, broken={bad: "still bad"} if then == "skip bad" else {})
+    names = [name for name in LENGTHS if then != "skip bad" or name != bad]
+    if then == "others":
+        source = made(grid, *FIRST, "fay")
+        names = [*FIRST, "fay"]
+    if then == "cleaned":
+        clean(path)
+    ingest_cohort(source, path, append=True, skip_bad=then == "skip bad")
+    assert set(source.reads) == {"others": {"fay"}, "cleaned": set(MORE)}.get(then, {bad})
+    assert tree(path) == tree(ingest_cohort(made(grid, *names), tmp_path / "whole.zarr", max_frames=41))
+    assert beside(path) == []
 
 
 # --- interruptions

@@ -144,7 +144,7 @@ def test_finished_batches_are_found_again(cohort: xr.Dataset, weights: sparse.cs
 
 def test_a_batch_fits_the_memory_it_may_take() -> None:
     for targets in (200, 35_000, 230_000, 5_000_000):
-        size = ketanet.batches._batch_size(targets)
+        size = ketanet.batches.seeds_per_batch(targets)
         assert size % SEED_BLOCK == 0
         assert size == SEED_BLOCK or 28 * targets * size <= ketanet.batches.SUMS_BYTES
 

@@ -28,8 +28,9 @@ from ketanet.errors import InputError, KetanetWarning, StoreError
 from ketanet.grid import GrayordinateGrid, VolumeGrid, grid_from_attrs, load_grid
 from ketanet.grid.cifti import BrainModels, Structure, load_cifti
 from ketanet.grid.grayordinates import RIBBON_MM
-from ketanet.ingest import ingest_cohort
+from ketanet.ingest import Denoise, ingest_cohort, verify_sources
 from ketanet.ingest.cifti import CiftiSource, _peek
+from ketanet.ingest.patterns import find_matches
 from ketanet.labelling import atlas, cluster_table, label, label_image
 from ketanet.networks import overlap, save_overlap
 from ketanet.report.pictures import network_picture
@@ -576,6 +577,153 @@ def test_runs_of_the_hcp(tmp_path: Path) -> None:
     np.testing.assert_allclose(got["mean_z"].values[0], np.mean(z, axis=0), atol=1e-5)
 
 
+MOTION = "{subject}/MNINonLinear/Results/rfMRI_{run}/Movement_Regressors.txt"
+
+
+def draw_motion(person: int, frames: int) -> np.ndarray:
+    """Motion parameters (time, 6) in mm and degrees, as many digits as the HCP writes; two jerks."""
+    motion = np.random.default_rng(300 + person).normal(0, 0.03, (frames, 6)).cumsum(axis=0)
+    motion[frames // 3 :, 4] += 0.6
+    motion[frames // 2 :, 0] -= 0.7
+    return np.round(motion, 6)
+
+
+def write_motion(path: Path, motion: np.ndarray) -> Path:
+    """As the HCP's pipelines write it: with the differences to the frame before behind, 0 in the first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savetxt(path, np.concatenate([motion, np.diff(motion, axis=0, prepend=motion[:1])], axis=1), fmt="%10.6f")
+    return path
+
+
+def displacement(motion: np.ndarray) -> np.ndarray:
+    """Framewise displacement of motion in mm and degrees, on a head of 50 mm, by loops."""
+    fd = [0.0]
+    for frame in range(1, len(motion)):
+        change = [abs(motion[frame, axis] - motion[frame - 1, axis]) for axis in range(6)]
+        fd.append(sum(change[:3]) + sum(2 * np.pi * 50 * degrees / 360 for degrees in change[3:]))
+    return np.array(fd)
+
+
+def residuals(series: np.ndarray, motion: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """What 24 motion parameters and a line leave of the frames kept of a series (time, grayordinate)."""
+    before = np.vstack([np.zeros(6), motion[:-1]])
+    design = np.column_stack([np.ones(len(motion)), np.arange(len(motion)), motion, before, motion**2, before**2])[keep]
+    # in columns of one length, lest the solver take small ones for nothing
+    design = design / np.linalg.norm(design, axis=0)
+    wanted = series[keep].astype(np.float64)
+    return wanted - design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
+
+
+def test_motion_of_the_hcp_is_regressed_out_and_frames_of_motion_are_dropped(tmp_path: Path) -> None:
+    runs = {"REST1_LR": 60, "REST2_RL": 75}
+    hcp_tree(tmp_path / "HCP", runs)
+    for person, name in enumerate(NAMES[:3]):
+        for run, frames in runs.items():
+            write_motion(tmp_path / "HCP" / MOTION.format(subject=name, run=run), draw_motion(person + frames, frames))
+    source = CiftiSource(tmp_path / "HCP", pattern=HCP, confounds=MOTION)
+    denoise = Denoise(strategy="motion", detrend=True, fd_mm=0.4)
+    store = ingest_cohort(source, tmp_path / "c.zarr", dtype="float32", denoise=denoise)
+    cohort = open_cohort(store)
+    for person in range(3):
+        rows, norm = reference.decoded_row(store, person)
+        parts, all_fd = [], []
+        for frames in runs.values():
+            motion = draw_motion(person + frames, frames)
+            fd = displacement(motion)
+            all_fd.append(fd[1:])
+            assert 2 <= (fd > 0.4).sum() < 9
+            parts.append(residuals(draw(person + frames, frames), motion, fd <= 0.4))
+        spread = np.sqrt(sum(len(p) * p.var(axis=0) for p in parts) / sum(map(len, parts)))
+        joined = np.concatenate([(p - p.mean(axis=0)) / p.std(axis=0) * spread for p in parts]).T
+        assert cohort["n_time"].values[person] == joined.shape[1]
+        np.testing.assert_allclose((rows * norm[:, None])[:, : joined.shape[1]], joined, atol=2e-2)
+        unit = joined / np.linalg.norm(joined, axis=1)[:, None]
+        np.testing.assert_allclose(rows[:, : joined.shape[1]], unit, atol=2e-4)
+        assert cohort["mean_fd"].values[person] == pytest.approx(np.concatenate(all_fd).mean(), rel=1e-6)
+    kept = cohort.attrs["provenance"]
+    assert kept["sources"]["confounds"] == MOTION
+    facts = kept["subjects"][NAMES[1]]["runs"][1]
+    assert facts["confounds"] == MOTION.format(subject=NAMES[1], run="REST2_RL")
+    assert len(facts["confounds_sha256"]) == 64
+    assert "24 head-motion parameters" in kept["methods"]
+    assert "a framewise displacement above 0.4 mm" in kept["methods"]
+    assert "had marked" not in kept["methods"]
+    assert verify_sources(store, source).problems == []
+    write_motion(tmp_path / "HCP" / MOTION.format(subject=NAMES[1], run="REST2_RL"), draw_motion(9, 75))
+    assert NAMES[1] in str(verify_sources(store, source).problems)
+
+
+def test_rotations_are_in_the_unit_of_each_program(tmp_path: Path) -> None:
+    """The same motion in the files of four programs: degrees (HCP, AFNI) and radians (SPM, FSL)."""
+    motion = draw_motion(1, 50)
+    mm, degrees, radians = motion[:, :3], motion[:, 3:], np.deg2rad(motion[:, 3:])
+    write(tmp_path / "a" / "rest.dtseries.nii", draw(1, 50))
+    write_motion(tmp_path / "a" / "Movement_Regressors.txt", motion)
+    np.savetxt(tmp_path / "a" / "rp_rest.txt", np.hstack([mm, radians]))
+    np.savetxt(tmp_path / "a" / "mc.par", np.hstack([radians, mm]))
+    # roll, pitch, yaw, then superior, left, posterior
+    np.savetxt(tmp_path / "a" / "dfile.1D", np.hstack([degrees[:, [2, 0, 1]], mm[:, [2, 0, 1]]]))
+    for name in ("Movement_Regressors.txt", "rp_*.txt", "*.par", "*.1D"):
+        source = CiftiSource(tmp_path, pattern="{subject}/rest.dtseries.nii", confounds=f"{{subject}}/{name}")
+        known = source.nuisance(source.scan().records[0].runs[0], "motion")
+        assert known.fd is not None
+        np.testing.assert_allclose(known.fd, displacement(motion), atol=1e-9)
+        assert known.regressors.shape == (50, 24)
+        np.testing.assert_allclose(known.regressors[:, :6], np.hstack([mm, radians]), atol=1e-9)
+        np.testing.assert_allclose(known.regressors[1:, 18:], np.hstack([mm, radians])[:-1] ** 2, atol=1e-9)
+        assert known.keep.all()
+        assert source.marks_frames == ""
+
+
+def test_tables_of_fmriprep_go_with_its_grayordinates(tmp_path: Path) -> None:
+    stem = "sub-{subject}/func/sub-{subject}_task-rest_run-{run}_"
+    for name, frames in zip(NAMES[:3], (60, 70, 80), strict=True):
+        at = tmp_path / stem.format(subject=name, run="1")
+        write(at.with_name(f"{at.name}space-fsLR_den-91k_bold.dtseries.nii"), draw(0, frames))
+        rng = np.random.default_rng(frames)
+        columns = [*(f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"), "csf", "white_matter"]
+        table = pd.DataFrame(rng.normal(size=(frames, 9)), columns=[*columns, "global_signal"])
+        table["non_steady_state_outlier00"] = (np.arange(frames) == 0).astype(int)
+        table.to_csv(at.with_name(f"{at.name}desc-confounds_timeseries.tsv"), sep="\t", index=False)
+    series = {"pattern": stem + "space-fsLR_den-91k_bold.dtseries.nii"}
+    # the ending may be left to a star: what was found decides what is said of marked frames
+    for number, ending in enumerate(("timeseries.tsv", "*", "t*")):
+        source = CiftiSource(tmp_path, **series, confounds=f"{stem}desc-confounds_{ending}")
+        cohort = open_cohort(ingest_cohort(source, tmp_path / f"{number}.zarr", denoise=Denoise(strategy="fcnm")))
+        assert cohort["n_time"].values.tolist() == [59, 69, 79]
+        words = "Frames that the preprocessing had marked as non-steady state were dropped"
+        assert words in cohort.attrs["provenance"]["methods"]
+
+
+def test_the_source_travels_without_its_lists(tmp_path: Path) -> None:
+    hcp_tree(tmp_path, {"REST1_LR": 30})
+    for name in NAMES[:3]:
+        write_motion(tmp_path / MOTION.format(subject=name, run="REST1_LR"), draw_motion(1, 30))
+    source = CiftiSource(tmp_path, pattern=HCP, confounds=MOTION)
+    run = source.scan().records[2].runs[0]
+    sent = pickle.dumps(source)
+    assert NAMES[2].encode() not in sent
+    there = pickle.loads(sent)
+    np.testing.assert_array_equal(there.read(run), source.read(run))
+    np.testing.assert_array_equal(there.nuisance(run, "motion").regressors, source.nuisance(run, "motion").regressors)
+    assert there.facts(run) == source.facts(run)
+
+
+def test_numbers_in_names_count_by_their_value(tmp_path: Path) -> None:
+    for subject in ("s2", "s10", "s1"):
+        for session in ("10", "9"):
+            for run in ("1", "10", "2"):
+                write(tmp_path / subject / f"run-{run}" / f"ses-{session}.dtseries.nii", draw(0, 10))
+    pattern = "{subject}/run-{run}/ses-{session}.dtseries.nii"
+    found = [match.path.relative_to(tmp_path).as_posix() for match in find_matches(tmp_path, pattern)]
+    assert found[:3] == ["s1/run-1/ses-9.dtseries.nii", "s1/run-1/ses-10.dtseries.nii", "s1/run-2/ses-9.dtseries.nii"]
+    assert found[-1] == "s10/run-10/ses-10.dtseries.nii"
+    records = CiftiSource(tmp_path, pattern=pattern).scan().records
+    assert [record.subject for record in records] == ["s1", "s2", "s10"]
+    # session before run, whatever the order of the folders
+    assert [run.label for run in records[0].runs] == ["9_1", "9_2", "9_10", "10_1", "10_2", "10_10"]
+
+
 def test_sessions(tmp_path: Path) -> None:
     for session, frames in (("1", 30), ("2", 41)):
         for name in NAMES[:2]:
@@ -1064,8 +1212,9 @@ def test_headers_that_do_not_fit_the_data(tmp_path: Path) -> None:
 
 def test_folders_that_cannot_be_used(lab: Path, tmp_path: Path) -> None:
     cases = [
-        (CiftiSource(tmp_path), "no series; none is listed, or none matches"),
-        (CiftiSource([]), "no series"),
+        (CiftiSource(tmp_path), "no series matches the pattern .*; it holds no file"),
+        (CiftiSource(lab, pattern="{subject}.nii.gz"), r"no series matches .* it holds files such as 100206\.dtseries"),
+        (CiftiSource([]), "no series is listed"),
         (CiftiSource(tmp_path / "none"), "no such folder"),
         (CiftiSource(lab, pattern="*.dtseries.nii"), r"needs \{subject\}"),
         (CiftiSource(lab, pattern="../{subject}.dtseries.nii"), "leaves the folder"),
@@ -1088,12 +1237,79 @@ def test_runs_that_do_not_go_together(tmp_path: Path) -> None:
     bad = CiftiSource(tmp_path, pattern="{subject}_run-*.dtseries.nii").scan().bad
     assert list(bad) == list(NAMES[:3])
     assert "several series (100206_run-1.dtseries.nii, 100206_run-2.dtseries.nii); make the pattern" in bad[NAMES[0]]
+    assert bad[NAMES[0]].endswith("or write {session} or {run} where they differ")
 
 
-def test_there_are_no_confounds(lab: Path) -> None:
-    source = CiftiSource(lab)
-    with pytest.raises(InputError, match="there is no confounds table"):
-        source.nuisance(source.scan().records[0].runs[0], "fcnm")
+def test_without_motion_nothing_can_be_cleaned_of_it(lab: Path, tmp_path: Path) -> None:
+    for denoise, message in (
+        (Denoise(strategy="motion"), "no confounds table for --denoise motion; say where: --confounds PATTERN"),
+        (Denoise(fd_mm=0.5), "is not known of this run; give its motion with --confounds, or leave --fd out"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            ingest_cohort(CiftiSource(lab), tmp_path / "c.zarr", denoise=denoise)
+        one_line(error)
+        assert not (tmp_path / "c.zarr").exists()
+    with pytest.raises(InputError, match="confounds are found by a pattern below a folder") as error:
+        CiftiSource(sorted(lab.iterdir()), confounds="{subject}.par").scan()
+    one_line(error)
+
+
+BAD_MOTION: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "other rows": (lambda p: write_motion(p, draw_motion(0, 29)), "29 rows of motion parameters for 40 frames"),
+    "six columns": (lambda p: np.savetxt(p, np.ones((40, 6))), "line 1 has 6 columns; 12 motion parameters"),
+    "text": (lambda p: p.write_text("x " * 12), "line 1: could not convert"),
+    "empty": (lambda p: p.write_text(""), "the file holds no motion parameters"),
+    "NaN": (lambda p: np.savetxt(p, np.full((40, 12), np.nan)), "line 1 holds a value that is not finite"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_MOTION)
+def test_motion_that_cannot_be_used(bad: str, tmp_path: Path) -> None:
+    spoil, message = BAD_MOTION[bad]
+    for name in ("a", "b", "c"):
+        write(tmp_path / name / "rest.dtseries.nii", draw(1, 40))
+        write_motion(tmp_path / name / "Movement_Regressors.txt", draw_motion(1, 40))
+    source = CiftiSource(tmp_path, pattern="{subject}/rest.dtseries.nii", confounds="{subject}/Movement_Regressors.txt")
+    with pytest.raises(
+        InputError, match=r"Movement_Regressors\.txt: the strategy 'fcnm' needs tissue signals"
+    ) as error:
+        ingest_cohort(source, tmp_path / "c.zarr", denoise=Denoise(strategy="fcnm"))
+    one_line(error)
+    spoil(tmp_path / "b" / "Movement_Regressors.txt")
+    with pytest.raises(InputError, match=message) as error:
+        ingest_cohort(source, tmp_path / "c.zarr", denoise=Denoise(strategy="motion"))
+    assert str(tmp_path / "b" / "Movement_Regressors.txt") in one_line(error)
+
+
+def test_files_of_motion_that_are_not_those_of_a_run(tmp_path: Path) -> None:
+    hcp_tree(tmp_path, {"REST1_LR": 30, "REST2_LR": 30})
+    for name in NAMES[:3]:
+        for run in ("REST1_LR", "REST2_LR"):
+            path = write_motion(tmp_path / MOTION.format(subject=name, run=run), draw_motion(1, 30))
+            np.savetxt(path.with_name("Movement_RelativeRMS.txt"), np.ones(30))
+    (tmp_path / MOTION.format(subject=NAMES[1], run="REST2_LR")).unlink()
+
+    def bad_of(confounds: str) -> dict[str, str]:
+        return CiftiSource(tmp_path, pattern=HCP, confounds=confounds).scan().bad
+
+    bad = bad_of(MOTION)
+    assert list(bad) == [NAMES[1]]
+    assert bad[NAMES[1]].startswith("confounds of subject '101206', run 'REST2_LR' for the pattern")
+    assert bad[NAMES[1]].endswith(f"none matches; one a run is needed below {tmp_path}")
+    bad = bad_of(MOTION.replace("Regressors", "*"))
+    assert list(bad) == list(NAMES[:3])
+    for word in ("RelativeRMS", "Regressors"):
+        assert f"{NAMES[0]}/MNINonLinear/Results/rfMRI_REST1_LR/Movement_{word}.txt" in bad[NAMES[0]]
+    assert "several match" in bad[NAMES[0]]
+    bad = bad_of(MOTION.replace("{run}", "REST1_LR"))
+    assert list(bad) == list(NAMES[:3])
+    assert "Movement_Regressors.txt: found for several runs of subject '100206'" in bad[NAMES[0]]
+    assert bad[NAMES[0]].endswith("put {session} or {run} where their names differ")
+    rms = CiftiSource(tmp_path, pattern=HCP, confounds=MOTION.replace("Regressors", "RelativeRMS"))
+    with pytest.raises(InputError, match=r"of the HCP's files of motion only Movement_Regressors\.txt can be used"):
+        rms.nuisance(rms.scan().records[0].runs[0], None)
+    with pytest.raises(InputError, match=r"needs \{subject\}"):
+        bad_of("Movement_Regressors.txt")
 
 
 def test_surfaces_that_cannot_be_used(bare: GrayordinateGrid, surfaces: tuple[Path, Path], tmp_path: Path) -> None:

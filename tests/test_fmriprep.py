@@ -455,6 +455,83 @@ def test_confounds_that_do_not_fit(tree: Tree, tmp_path: Path) -> None:
     assert "framewise displacement" in skipped["sub-05"]
 
 
+def test_what_tables_tell_is_said_before_an_image_is_read(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is left of each subject by its tables, and the cleaning asked for."""
+    for n in range(3):
+        tree.add(f"{n}", 80)
+
+    def add(sub: str, **change: Any) -> None:
+        tree.add(sub, 80, run="1")
+        path = tree.add(sub, 80, run="2", moved=change.pop("moved", 0))
+        table = tree.confounds[path.name].drop(**change) if change else tree.confounds[path.name]
+        if sub == "damaged":
+            table = table.astype({"csf": object})
+            table.loc[40, "csf"] = "?"
+        name = tree.stem(sub, run="2").name + "_desc-confounds_timeseries.tsv"
+        table.to_csv(path.with_name(name), sep="\t", index=False, na_rep="n/a")
+
+    add("shorter", index=range(77, 80))
+    add("nofd", columns="framewise_displacement")
+    add("nocsf", columns="csf")
+    add("damaged")
+    add("moved", moved=56)
+    add("gone", moved=79)
+    read = FmriprepSource.read
+    monkeypatch.setattr(FmriprepSource, "read", lambda *_: pytest.fail("read"))
+    settings = Denoise(strategy="fcnm", fd_mm=0.5)
+    with pytest.raises(InputError, match=r"\(and 5 more subjects\); --skip-bad leaves such subjects out"):
+        ingest_cohort(FmriprepSource(tree.folder), tmp_path / "c.zarr", denoise=settings)
+    assert not list(tmp_path.glob("c.zarr*"))
+    monkeypatch.setattr(FmriprepSource, "read", read)
+    store = ingest_cohort(FmriprepSource(tree.folder), tmp_path / "c.zarr", denoise=settings, skip_bad=True)
+    skipped = open_cohort(store).attrs["provenance"]["skipped"]
+    assert len(skipped) == 6
+    for sub, words in {
+        "shorter": "run-2_desc-confounds_timeseries.tsv: the confounds table has 77 rows, its image 80 frames",
+        "nofd": "framewise displacement (limit 0.5 mm): it is not known of this run",
+        "nocsf": "the strategy 'fcnm' needs columns that are missing: csf",
+        "damaged": "run-2_desc-confounds_timeseries.tsv: row 42, column 'csf': '?' is not a number",
+        "moved": "bold.nii.gz: 24 of 80 frames are kept, and 27 confounds leave 0 degrees of freedom",
+        "gone": "bold.nii.gz: 1 of 80 frames are left (dropped: 0 at the start, 0 marked by the source, 79 for motion)",
+    }.items():
+        assert words in skipped[f"sub-{sub}"]
+    assert open_cohort(store)["subject"].values.tolist() == ["sub-0", "sub-1", "sub-2"]
+
+
+def test_a_table_of_rows_that_differ_in_length(tree: Tree) -> None:
+    path = tree.add("01", 30)
+    table = path.with_name("sub-01_task-rest_desc-confounds_timeseries.tsv")
+    source = FmriprepSource(tree.folder)
+    run = source.scan().records[0].runs[0]
+    lines = table.read_text().splitlines()
+    wanted = source.nuisance(run, "fcnm")
+    table.write_text("\n".join('"' + line.replace("\t", '"\t"') + '"' for line in lines) + "\n\n")
+    quoted = source.nuisance(run, "fcnm")
+    np.testing.assert_array_equal(quoted.regressors, wanted.regressors)
+    table.write_text("\n".join([*lines[:7], lines[7].rpartition("\t")[0], *lines[8:]]))
+    with pytest.raises(InputError, match=r"timeseries\.tsv: row 8 has 37 cells, the header 38"):
+        source.nuisance(run, None)
+
+
+def test_who_moved_is_left_out_before_it_is_read(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n, moved in enumerate((0, 9, 2, 14, 5, 0)):
+        tree.add(f"{n}", 40, run="1", moved=moved)
+        tree.add(f"{n}", 30, run="2", moved=moved // 2)
+    everybody = open_cohort(ingest_cohort(FmriprepSource(tree.folder), tmp_path / "all.zarr"))
+    read, plain = [], FmriprepSource.read
+    monkeypatch.setattr(FmriprepSource, "read", lambda self, run: (read.append(run.path), plain(self, run))[1])
+    store = ingest_cohort(FmriprepSource(tree.folder), tmp_path / "c.zarr", exclude="mean_fd > 0.3")
+    cohort = open_cohort(store)
+    moved = [str(s) for s, fd in zip(everybody["subject"].values, everybody["mean_fd"].values, strict=True) if fd > 0.3]
+    assert moved == ["sub-1", "sub-3"]
+    assert sorted(cohort.attrs["provenance"]["skipped"]) == moved
+    assert cohort["subject"].values.tolist() == ["sub-0", "sub-2", "sub-4", "sub-5"]
+    assert not [path for path in read if any(name in path for name in moved)]
+    np.testing.assert_array_equal(cohort["mean_fd"], everybody["mean_fd"].values[[0, 2, 4, 5]])
+
+
 def test_a_space_that_is_not_there(tree: Tree) -> None:
     three(tree)
     tree.add("01", space="space-T1w")

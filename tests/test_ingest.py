@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from ketanet.cohort import open_cohort, select, verify_cohort
 from ketanet.compute import connect
 from ketanet.errors import InputError, KetanetWarning
 from ketanet.grid import ParcelGrid, VolumeGrid
-from ketanet.ingest import NiftiSource, ParcelSource, ingest_cohort
+from ketanet.ingest import NiftiSource, ParcelSource, Run, ingest_cohort
 from ketanet.ingest.denoise import Denoise
+from ketanet.ingest.people import OF_IMAGES, OF_TABLES
 from ketanet.ingest.source import checksum
+from ketanet.partials import clean
 
 FRAMES = {"ann": 30, "bob": 36, "cid": 24, "dot": 33}
 
@@ -76,6 +80,24 @@ def refused(made: Any, out: Path, **settings: Any) -> str:
     assert "\n" not in str(error.value)
     assert left(out) == []
     return str(error.value)
+
+
+GO_ON = "or --skip-bad leaves such subjects out"
+
+
+def stopped(made: Any, out: Path, **settings: Any) -> str:
+    """The one line with which an ingestion ends that has found a bad subject when it read it; who was finished by then
+    is kept, and removed here."""
+    with pytest.raises(InputError) as error:
+        ingest_cohort(made, out, **settings)
+    line = str(error.value)
+    assert "\n" not in line
+    assert line.endswith(GO_ON)
+    assert not out.exists()
+    assert ("finished are kept" in line) == (left(out) == ["c.zarr.partial"])
+    shutil.rmtree(out.with_name("c.zarr.partial"), ignore_errors=True)
+    assert left(out) == []
+    return line
 
 
 def agrees(out: Path, row: int, series: np.ndarray, rtol: float = 0) -> None:
@@ -350,6 +372,9 @@ BAD: list[tuple[Callable[[VolumeGrid, Path], None], str]] = [
 ]
 
 
+FOUND_BY_READING = (cut, with_nan, with_infinity, constant)
+
+
 @pytest.mark.parametrize(("make", "words"), BAD, ids=[m.__name__ for m, _ in BAD])
 def test_a_bad_image_is_named_and_the_others_go_in_when_asked(
     lab: Path, tmp_path: Path, volume: VolumeGrid, make: Callable[..., None], words: str
@@ -357,7 +382,7 @@ def test_a_bad_image_is_named_and_the_others_go_in_when_asked(
     make(volume, lab / "bad.nii.gz")
     files = [lab / f"{name}.nii.gz" for name in ("ann", "bad", "bob", "cid", "dot")]
     made = NiftiSource(files, mask=lab / "mask.nii.gz")
-    line = refused(made, tmp_path / "c.zarr")
+    line = (stopped if make in FOUND_BY_READING else refused)(made, tmp_path / "c.zarr")
     assert words in line
     assert "bad" in line.replace("skip-bad", "")
     out = ingest_cohort(made, tmp_path / "c.zarr", skip_bad=True)
@@ -444,6 +469,132 @@ def test_an_ingestion_continues_after_an_interruption(
         assert (out / file.relative_to(whole)).read_bytes() == file.read_bytes()
 
 
+# --- a bad image late in the run
+
+
+def tree(store: Path) -> dict[str, bytes]:
+    return {p.relative_to(store).as_posix(): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()}
+
+
+@dataclass
+class Reads:
+    """Names of the images read, in order; before read number `cut_before` the image is cut in half."""
+
+    names: list[str] = field(default_factory=list)
+    cut_before: int = -1
+    whole: dict[Path, bytes] = field(default_factory=dict)
+
+    def mend(self) -> None:
+        for path, content in self.whole.items():
+            path.write_bytes(content)
+        self.names.clear()
+        self.cut_before = -1
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    """What is read from now on."""
+    seen, plain = Reads(), NiftiSource.read
+
+    def read(self: NiftiSource, run: Run) -> Any:
+        path = Path(run.path)
+        if len(seen.names) == seen.cut_before:
+            seen.whole[path] = path.read_bytes()
+            path.write_bytes(seen.whole[path][: path.stat().st_size // 2])
+        seen.names.append(path.name.removesuffix(".nii.gz"))
+        return plain(self, run)
+
+    monkeypatch.setattr(NiftiSource, "read", read)
+    return seen
+
+
+@pytest.mark.parametrize("then", ["mended", "skip bad"])
+def test_who_is_finished_is_not_read_again(lab: Path, tmp_path: Path, reads: Reads, then: str) -> None:
+    reads.cut_before = 2
+    with pytest.raises(InputError) as error:
+        ingest_cohort(source(lab), tmp_path / "c.zarr")
+    *finished, bad = list(reads.names)
+    assert len(finished) == 2
+    assert f"{bad}.nii.gz: truncated or damaged" in str(error.value)
+    assert str(error.value).endswith(
+        "; mend the file and run again: the 2 of 4 subjects that are finished are kept; "
+        "or --skip-bad leaves such subjects out"
+    )
+    assert left(tmp_path / "c.zarr") == ["c.zarr.partial"]
+    reads.cut_before = -1
+    reads.names.clear()
+    if then == "mended":
+        reads.mend()
+    out = ingest_cohort(source(lab), tmp_path / "c.zarr", skip_bad=then == "skip bad")
+    assert sorted(reads.names) == sorted(set(FRAMES) - set(finished))
+    names = [name for name in FRAMES if then == "mended" or name != bad]
+    assert open_cohort(out)["subject"].values.tolist() == names
+    assert left(out) == ["c.zarr"]
+    at_once = ingest_cohort(source(lab), tmp_path / "whole.zarr", skip_bad=then == "skip bad")
+    assert tree(out) == tree(at_once)
+
+
+def test_a_second_bad_image_is_named_when_it_is_met(lab: Path, tmp_path: Path, reads: Reads) -> None:
+    reads.cut_before = 1
+    for finished in (1, 2):
+        with pytest.raises(InputError, match=f"the {finished} of 4 subjects that are finished are kept"):
+            ingest_cohort(source(lab), tmp_path / "c.zarr")
+        reads.mend()
+        reads.cut_before = 1
+    reads.cut_before = -1
+    out = ingest_cohort(source(lab), tmp_path / "c.zarr")
+    assert tree(out) == tree(ingest_cohort(source(lab), tmp_path / "whole.zarr"))
+
+
+def test_nobody_finished_leaves_nothing(lab: Path, tmp_path: Path, reads: Reads) -> None:
+    reads.cut_before = 0
+    line = refused(source(lab), tmp_path / "c.zarr")
+    assert line.endswith("; mend the file and run again; or --skip-bad leaves such subjects out")
+
+
+def test_what_is_kept_blocks_no_ingestion_with_other_settings(lab: Path, tmp_path: Path, reads: Reads) -> None:
+    for settings in ({"dtype": "float32"}, {"global_signal": True}, {"exclude": "subject == 'ann'"}):
+        reads.cut_before = 2
+        with pytest.raises(InputError, match="finished are kept"):
+            ingest_cohort(source(lab), tmp_path / "c.zarr")
+        reads.mend()
+        out = ingest_cohort(source(lab), tmp_path / "c.zarr", **settings)
+        assert len(reads.names) == open_cohort(out).sizes["subject"], "begun anew"
+        assert left(out) == ["c.zarr"]
+        assert tree(out) == tree(ingest_cohort(source(lab), tmp_path / "whole.zarr", **settings))
+        for name in ("c.zarr", "whole.zarr"):
+            shutil.rmtree(tmp_path / name)
+        reads.names.clear()
+
+
+def test_what_is_kept_can_be_removed(lab: Path, tmp_path: Path, reads: Reads) -> None:
+    reads.cut_before = 2
+    with pytest.raises(InputError, match="finished are kept"):
+        ingest_cohort(source(lab), tmp_path / "c.zarr")
+    reads.mend()
+    assert clean(tmp_path / "c.zarr") == [tmp_path / "c.zarr.partial"]
+    ingest_cohort(source(lab), tmp_path / "c.zarr")
+    assert len(reads.names) == 4
+
+
+def test_of_many_under_way_those_that_are_begun_are_finished_and_no_other_is_begun(
+    lab: Path, tmp_path: Path, volume: VolumeGrid, reads: Reads
+) -> None:
+    for n in range(16):
+        nib.save(image_of(volume, draw("ann", volume.n_voxels)), lab / f"more{n}.nii.gz")
+    reads.cut_before = 6
+    with connect("threads", workers=2), pytest.raises(InputError) as error:
+        ingest_cohort(source(lab), tmp_path / "c.zarr")
+    begun = list(reads.names)
+    assert 7 <= len(begun) <= 12
+    assert f"the {len(begun) - 1} of 20 subjects that are finished are kept" in str(error.value)
+    reads.mend()
+    with connect("threads", workers=2):
+        out = ingest_cohort(source(lab), tmp_path / "c.zarr")
+    assert len(reads.names) == 20 - (len(begun) - 1)
+    assert tree(out) == tree(ingest_cohort(source(lab), tmp_path / "whole.zarr"))
+
+
 def test_a_source_travels_to_workers_small(lab: Path, parcel_lab: tuple[Path, ParcelGrid]) -> None:
     made = source(lab)
     made.scan()
@@ -485,7 +636,7 @@ def test_a_voxel_that_is_only_the_global_signal_holds_no_signal_after(
 
 def test_nan_with_the_global_signal(lab: Path, tmp_path: Path, volume: VolumeGrid) -> None:
     with_nan(volume, lab / "bob.nii.gz")
-    line = refused(source(lab), tmp_path / "c.zarr", global_signal=True)
+    line = stopped(source(lab), tmp_path / "c.zarr", global_signal=True)
     assert "'bob': NaN or infinite values" in line
     out = ingest_cohort(source(lab), tmp_path / "c.zarr", global_signal=True, skip_bad=True)
     assert open_cohort(out)["subject"].values.tolist() == ["ann", "cid", "dot"]
@@ -532,7 +683,7 @@ def test_nan_that_is_refused(
     if words is None:
         ingest_cohort(source(lab), tmp_path / "c.zarr")
     else:
-        assert words in refused(source(lab), tmp_path / "c.zarr")
+        assert words in stopped(source(lab), tmp_path / "c.zarr")
 
 
 # --- participants
@@ -659,6 +810,152 @@ def test_exclude(lab: Path, tmp_path: Path) -> None:
     assert not target.exists()
 
 
+# --- who is left out by what ingestion measures
+
+
+@pytest.fixture
+def moving(lab: Path, tmp_path: Path) -> NiftiSource:
+    """The images of the lab with motion parameters: cid and dot moved; the images of bob and dot are noisy."""
+    (lab / "mask.nii.gz").rename(tmp_path / "mask.nii.gz")
+    for name, frames in FRAMES.items():
+        motion = np.zeros((frames, 6))
+        motion[1::2, 0] = {"cid": 0.7, "dot": 0.9}.get(name, 0.1)
+        np.savetxt(lab / f"rp_{name}.txt", motion)
+        image = nib.load(lab / f"{name}.nii.gz")
+        values = image.get_fdata()
+        if name in ("bob", "dot"):
+            values += 9 * (values - values.mean(axis=3, keepdims=True))
+        nib.save(nib.Nifti1Image(values, image.affine, image.header), lab / f"{name}.nii.gz")
+    return NiftiSource(lab, mask=tmp_path / "mask.nii.gz", confounds="rp_{subject}.txt")
+
+
+def test_every_measure_has_its_name(moving: NiftiSource, tmp_path: Path) -> None:
+    cohort = open_cohort(ingest_cohort(moving, tmp_path / "c.zarr"))
+    columns = {str(name) for name, values in cohort.coords.items() if values.dims == ("subject",)}
+    assert columns - {"subject", "n_time", "tr", "row"} == {*OF_TABLES, *OF_IMAGES}
+
+
+@pytest.mark.parametrize(
+    ("expression", "reasons", "read"),
+    [
+        ("mean_fd > 0.8", {"dot": "mean_fd is 0.9"}, "ann bob cid"),
+        ("n_time < 30 and mean_fd > 0.5", {"cid": "mean_fd is 0.7"}, "ann bob dot"),
+        ("not fd_over_05 < 1 and frames_kept == 33", {"dot": "fd_over_05 is 1, frames_kept is 33"}, "ann bob cid"),
+        ("tsnr < 10 and mean_fd > 0.5", {"dot": "tsnr is {tsnr}, mean_fd is 0.9"}, "ann bob cid dot"),
+        ("coverage < 1 or subject == 'ann' and tsnr > 0", {"ann": "coverage is 1, tsnr is {tsnr}"}, "ann bob cid dot"),
+        ("mean_fd > 5", {}, "ann bob cid dot"),
+    ],
+)  # fmt: skip
+def test_exclude_by_measures(
+    moving: NiftiSource, tmp_path: Path, reads: Reads, expression: str, reasons: dict[str, str], read: str
+) -> None:
+    """Motion is known from tables: who moved is not read. Nobody needs --skip-bad for it."""
+    everybody = open_cohort(ingest_cohort(moving, tmp_path / "all.zarr"))
+    reads.names.clear()
+    out = ingest_cohort(moving, tmp_path / "c.zarr", exclude=expression)
+    cohort = open_cohort(out)
+    assert sorted(reads.names) == read.split()
+    assert cohort["subject"].values.tolist() == [name for name in FRAMES if name not in reasons]
+    assert set(select(everybody, expression)["subject"].values if reasons else ()) == set(reasons)
+    tsnr = dict(zip(FRAMES, everybody["tsnr"].values, strict=True))
+    assert cohort.attrs["provenance"]["skipped"] == {
+        name: f"excluded by {expression!r}: " + why.format(tsnr=f"{tsnr[name]:.4g}") for name, why in reasons.items()
+    }
+    assert cohort.attrs["provenance"]["exclude"] == expression
+    assert verify_cohort(out).problems == []
+    kept = everybody.isel(subject=[n for n, name in enumerate(FRAMES) if name not in reasons])
+    np.testing.assert_array_equal(cohort["bold_norm"], kept["bold_norm"])
+    np.testing.assert_array_equal(cohort["bold"], kept["bold"][..., : cohort.sizes["time"]])
+
+
+def test_a_column_goes_before_a_measure_of_its_name(moving: NiftiSource, tmp_path: Path, reads: Reads) -> None:
+    people = table(tmp_path / "p.tsv", "participant_id\tmean_fd\nann\t0.9\nbob\tn/a\ncid\t0\ndot\t0\n")
+    cohort = open_cohort(ingest_cohort(moving, tmp_path / "c.zarr", participants=people, exclude="mean_fd > 0.5"))
+    assert cohort["subject"].values.tolist() == ["bob", "cid", "dot"]
+    assert cohort.attrs["provenance"]["skipped"] == {}, "as by any other column"
+    assert "ann" not in reads.names
+
+
+def test_a_name_that_is_neither_column_nor_measure(moving: NiftiSource, tmp_path: Path, reads: Reads) -> None:
+    people = table(tmp_path / "p.tsv", "participant_id\tage\n" + "".join(f"{name}\t30\n" for name in FRAMES))
+    line = refused(moving, tmp_path / "c.zarr", participants=people, exclude="mean_fdd > 0.5 and tsnr < 10")
+    assert "no subject column 'mean_fdd'; did you mean 'mean_fd'?" in line
+    for name in ("age", "n_time", "subject", "tr", *OF_TABLES, *OF_IMAGES):
+        assert re.search(rf"\b{name}\b", line.partition("(columns:")[2]), name
+    assert "compares text with a number" in refused(moving, tmp_path / "c.zarr", exclude="tsnr == 'low'")
+    assert reads.names == []
+
+
+def test_a_measure_that_is_not_known_is_no_reason_to_keep_anybody(
+    lab: Path, tmp_path: Path, volume: VolumeGrid, reads: Reads
+) -> None:
+    line = refused(source(lab), tmp_path / "c.zarr", exclude="mean_fd > 0.5")
+    assert "subject 'ann': mean_fd is not known, by which --exclude 'mean_fd > 0.5' judges; a table of motion" in line
+    assert line.endswith("(and 3 more subjects); nobody is left")
+    assert reads.names == []
+    centred = draw("bob", volume.n_voxels)
+    nib.save(image_of(volume, centred - centred.mean(axis=1, keepdims=True)), lab / "bob.nii.gz")
+    line = stopped(source(lab), tmp_path / "c.zarr", exclude="tsnr < 5")
+    assert "subject 'bob': tsnr is not known, by which --exclude 'tsnr < 5' judges" in line
+    cohort = open_cohort(ingest_cohort(source(lab), tmp_path / "c.zarr", exclude="tsnr < 5", skip_bad=True))
+    assert cohort["subject"].values.tolist() == ["ann", "cid", "dot"]
+    assert "tsnr is not known" in cohort.attrs["provenance"]["skipped"]["bob"]
+
+
+def test_too_many_are_excluded(moving: NiftiSource, tmp_path: Path) -> None:
+    assert "at least 3 subjects; 2 can be used" in refused(moving, tmp_path / "c.zarr", exclude="mean_fd > 0.5")
+    line = refused(moving, tmp_path / "c.zarr", exclude="tsnr < 10")
+    assert "only 2 subjects can be used, at least 3 are needed: bob: excluded by 'tsnr < 10': tsnr is " in line
+
+
+@pytest.mark.parametrize("expression", ["tsnr < 10 and mean_fd > 0.5", "mean_fd > 0.8"])
+@pytest.mark.parametrize("at", range(4))
+def test_who_is_excluded_is_not_read_again(
+    moving: NiftiSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: Reads, expression: str, at: int
+) -> None:
+    """Interrupted before any of the images, then continued: the same bytes."""
+    whole = ingest_cohort(moving, tmp_path / "whole.zarr", exclude=expression)
+    everybody = sorted(reads.names)
+    reads.names.clear()
+    counted = NiftiSource.read
+
+    def dying(self: NiftiSource, run: Run) -> Any:
+        if len(reads.names) == at:
+            raise KeyboardInterrupt
+        return counted(self, run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NiftiSource, "read", dying)
+        if at < len(everybody):
+            with pytest.raises(KeyboardInterrupt):
+                ingest_cohort(moving, tmp_path / "c.zarr", exclude=expression)
+    out = ingest_cohort(moving, tmp_path / "c.zarr", exclude=expression)
+    assert sorted(reads.names) == everybody
+    assert tree(out) == tree(whole)
+    assert left(out) == ["c.zarr"]
+
+
+# --- tables are looked at before images
+
+
+def test_bad_tables_are_named_before_an_image_is_read(moving: NiftiSource, tmp_path: Path, reads: Reads) -> None:
+    rows = (Path(moving.images) / "rp_ann.txt").read_text().splitlines()  # type: ignore[arg-type]
+    for content, settings, words in (
+        (rows[:-3], {}, "rp_ann.txt: 27 rows of motion parameters for 30 frames"),
+        ([*rows[:-1], "1 2 3 4 5 x"], {}, "rp_ann.txt: line 30: could not convert"),
+        ([], {}, "rp_ann.txt: the file holds no motion parameters"),
+        (rows, {"strategy": "fcnm"}, "rp_ann.txt: the strategy 'fcnm' needs tissue signals"),
+        (rows, {"dvars": 1.5}, "ann.nii.gz: frames cannot be dropped by standardised DVARS"),
+        (rows, {"drop_first": 28}, "ann.nii.gz: 2 of 30 frames are left"),
+        (rows, {"min_frames": 31}, "subject 'ann': 30 of 30 frames are left in 1 run; at least 31 are asked for"),
+        (rows, {"strategy": "motion", "band_hz": (0.05, 0.06)}, "30 of 30 frames are kept, and 24 confounds"),
+    ):  # fmt: skip
+        (Path(moving.images) / "rp_ann.txt").write_text("\n".join(content))  # type: ignore[arg-type]
+        line = refused(moving, tmp_path / "c.zarr", denoise=Denoise(fwhm_mm=6.0, global_signal=True, **settings))
+        assert words in line
+    assert reads.names == []
+
+
 # --- parcels
 
 
@@ -748,6 +1045,9 @@ BAD_TABLES: dict[str, tuple[bytes, str]] = {
 }
 
 
+TABLES_FOUND_BY_READING = ("NaN", "infinity", "constant")
+
+
 @pytest.mark.parametrize("kind", BAD_TABLES)
 def test_a_bad_table_is_named_and_the_others_go_in_when_asked(
     parcel_lab: tuple[Path, ParcelGrid], tmp_path: Path, kind: str
@@ -755,7 +1055,7 @@ def test_a_bad_table_is_named_and_the_others_go_in_when_asked(
     folder, _ = parcel_lab
     content, words = BAD_TABLES[kind]
     (folder / "bad.tsv").write_bytes(content)
-    line = refused(tables_of(folder), tmp_path / "c.zarr")
+    line = (stopped if kind in TABLES_FOUND_BY_READING else refused)(tables_of(folder), tmp_path / "c.zarr")
     assert words in line
     assert "bad" in line.replace("skip-bad", "")
     cohort = open_cohort(ingest_cohort(tables_of(folder), tmp_path / "c.zarr", skip_bad=True))
@@ -823,7 +1123,7 @@ def test_nan_of_one_person_in_an_npz(parcel_lab: tuple[Path, ParcelGrid], tmp_pa
     series = np.concatenate([draw(name, 11).T for name in FRAMES])
     series[40, 3] = np.nan
     made = npz(parcel_lab[0], ts=series)
-    assert "'bob': NaN or infinite values in 1 of 11" in refused(made, tmp_path / "c.zarr")
+    assert "'bob': NaN or infinite values in 1 of 11" in stopped(made, tmp_path / "c.zarr")
     cohort = open_cohort(ingest_cohort(npz(parcel_lab[0], ts=series), tmp_path / "c.zarr", skip_bad=True))
     assert cohort["subject"].values.tolist() == ["ann", "cid", "dot"]
 

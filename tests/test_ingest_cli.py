@@ -11,12 +11,15 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+import reference
 
 from ketanet.cli import main
 from ketanet.cohort import open_cohort
 from ketanet.errors import InputError
-from ketanet.ingest import NiftiSource
+from ketanet.grid import grid_from_attrs
+from ketanet.ingest import Denoise, NiftiSource, XcpdSource
 from ketanet.ingest.sources import KINDS, source_of_kind
 
 PAGE = Path(__file__).parents[1] / "docs" / "ingest.md"
@@ -183,3 +186,185 @@ def test_columns_that_cannot_be_stored_are_refused_before_anything_is_read(
         assert run(*words, "--participants", table) == 2
         assert said in capsys.readouterr().err
         assert not list(lab.glob("c.zarr*"))
+
+
+# --- settings of one source or strategy
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """The one line that a refused command says."""
+    assert run(*words) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    return said[0]
+
+
+def write_confounds(folder: Path, name: str, frames: int, components: int) -> pd.DataFrame:
+    """A table of confounds with CompCor components, the strongest last, and the file that tells their masks."""
+    rng = np.random.default_rng(sum(map(ord, name)))
+    columns = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
+    table = pd.DataFrame(rng.normal(size=(frames, 6)), columns=columns)
+    for number in reversed(range(components)):
+        table[f"a_comp_cor_{number:02d}"] = rng.normal(size=frames)
+    table.to_csv(folder / f"{name}_confounds.tsv", sep="\t", index=False)
+    masks = {column: {"Mask": "combined"} for column in table if "comp_cor" in column}
+    (folder / f"{name}_confounds.json").write_text(json.dumps(masks))
+    return table
+
+
+def test_the_first_compcor_components(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = ["--source", "nifti", "--mask", lab / "mask.nii.gz", "--confounds", "{subject}_confounds.tsv"]
+    tables = {name: write_confounds(lab / "images", name, 40, 14) for name in ("ann", "bob", "cid")}
+    words = ["ingest", lab / "images", lab / "c.zarr", *source, "--denoise", "compcor", "--dtype", "float32"]
+    # 24 motion parameters and all 14 components leave too little of 40 frames
+    assert "38 confounds leave 1 degrees" in error_of(capsys, *words)
+    assert run(*words, "--n-compcor", 5, "--detrend") == 0
+    table = tables["bob"]
+    motion = table.filter(regex="trans|rot").to_numpy()
+    slope = np.diff(motion, axis=0, prepend=np.nan)
+    slope[0] = slope[1]
+    chosen = table[[f"a_comp_cor_{n:02d}" for n in range(5)]].to_numpy()
+    raw = nib.load(lab / "images" / "bob.nii.gz").get_fdata().reshape(-1, 40).T
+    design = np.column_stack([np.ones(40), np.arange(40), motion, slope, motion**2, slope**2, chosen])
+    left = (raw - design @ np.linalg.lstsq(design, raw, rcond=None)[0]).T
+    rows, _ = reference.decoded_row(lab / "c.zarr", 1)
+    np.testing.assert_allclose(rows, left / np.linalg.norm(left, axis=1)[:, None], atol=1e-5)
+    kept = open_cohort(lab / "c.zarr").attrs["provenance"]
+    assert kept["cleaning"]["n_compcor"] == 5
+    assert "the first 5 anatomical CompCor components (Behzadi" in kept["methods"]
+    assert run("verify", lab / "c.zarr", "--sources", lab / "images", *source) == 0
+    capsys.readouterr()
+    assert "n_compcor (--n-compcor) is 5 there and None here" in error_of(capsys, *words, "--detrend", "--append")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--denoise", "compcor", "--n-compcor", 0],
+            "(--n-compcor) is 0; it is a whole number of components",
+        ),
+        (["--denoise", "motion", "--n-compcor", 5], "only the strategy 'compcor' has such components"),
+        (["--n-compcor", 5], "only the strategy 'compcor' has such components; give --denoise compcor"),
+        (["--denoise", "compcor", "--n-compcor", 4], "3 CompCor components, and 4 are asked for; ask for fewer"),
+    ],
+)
+def test_components_that_cannot_be_had(
+    lab: Path, capsys: pytest.CaptureFixture[str], given: list[object], message: str
+) -> None:
+    for name in ("ann", "bob", "cid"):
+        write_confounds(lab / "images", name, 40, 3)
+    words = ["--source", "nifti", "--mask", lab / "mask.nii.gz", "--confounds", "{subject}_confounds.tsv"]
+    assert message in error_of(capsys, "ingest", lab / "images", lab / "c.zarr", *words, *given)
+    assert not list(lab.glob("c.zarr*"))
+
+
+def test_one_component_in_words() -> None:
+    words = Denoise(strategy="compcor", n_compcor=1).methods()
+    assert "the first anatomical CompCor component (Behzadi" in words
+    assert "the anatomical CompCor components (Behzadi" in Denoise(strategy="compcor").methods()
+
+
+LABELS = (3, 5, 20)
+
+
+@pytest.fixture
+def rois(tmp_path: Path) -> Path:
+    """Tables of three parcels of three people, and the label image."""
+    values = np.zeros(SHAPE, np.int16)
+    for place, label in enumerate(LABELS):
+        values[place : place + 2, place] = label
+    nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / "atlas.nii.gz")
+    (tmp_path / "rois").mkdir()
+    for number, name in enumerate(("s10", "s9", "s1")):
+        np.savetxt(tmp_path / "rois" / f"{name}.1D", np.random.default_rng(number).normal(size=(30, 3)))
+    return tmp_path
+
+
+NAMES = {
+    "names.txt": "hippocampus left\n\namygdala, basal\n thalamus \n",
+    "names.tsv": "name\tnetwork\tindex\nthalamus\tx\t20\nother\tx\t7\nhippocampus left\ty\t3\namygdala, basal\ty\t5\n",
+    "names.csv": 'index,name\n5,"amygdala, basal"\n3,hippocampus left\n20,thalamus\n',
+}
+
+
+@pytest.mark.parametrize("file", NAMES)
+def test_names_of_parcels(rois: Path, file: str) -> None:
+    (rois / file).write_text(NAMES[file])
+    source = ["--source", "parcels", "--atlas", rois / "atlas.nii.gz", "--tr", 2, "--pattern", "{subject}.1D"]
+    assert run("ingest", rois / "rois", rois / "c.zarr", *source, "--names", rois / file) == 0
+    made = open_cohort(rois / "c.zarr")
+    assert grid_from_attrs(made.attrs["grid"]).names == ("hippocampus left", "amygdala, basal", "thalamus")
+    assert made["subject"].values.tolist() == ["s1", "s9", "s10"]
+    assert made.attrs["provenance"]["sources"]["names"]["file"] == file
+    compared = ["verify", rois / "c.zarr", "--sources", rois / "rois", *source, "--names", rois / file]
+    assert run(*compared) == 0
+    (rois / file).write_text(NAMES[file].replace("thalamus", "nucleus"))
+    assert run(*compared) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("n.txt", b"a\nb\n", "2 names for the 3 parcels of"),
+        ("n.txt", b"\xff\xfe", "not a readable file of names"),
+        ("n.txt", None, "not a readable file of names"),
+        ("n.tsv", b"label\tname\n3\ta\n", "column 'index' is missing (it has: label, name); needed are index and name"),
+        ("n.tsv", b"", "column 'index' is missing"),
+        ("n.tsv", b"index\tname\n3\ta\n5\tb\n", "no name for the label 20 of"),
+        ("n.csv", b"index,name\n3,a\n5,\n20,c\n", "no name for the label 5 of"),
+        ("n.csv", b"index,name\n3,a\n5\n20,c\n", "no name for the label 5 of"),
+        ("n.csv", b"index,name\n3,a\nx5,b\n", "line 3: the index 'x5' is no label; it is a whole number"),
+        ("n.csv", b"index,name\n3,a\n3,b\n", "line 3: the index 3 is there twice"),
+    ],
+)
+def test_names_that_cannot_be_used(
+    rois: Path, capsys: pytest.CaptureFixture[str], file: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (rois / file).write_bytes(content)
+    source = ["--source", "parcels", "--atlas", rois / "atlas.nii.gz", "--tr", 2, "--pattern", "{subject}.1D"]
+    said = error_of(capsys, "ingest", rois / "rois", rois / "c.zarr", *source, "--names", rois / file)
+    assert f"{rois / file}: " in said
+    assert message in said
+
+
+def test_a_wrong_source_says_what_the_folder_holds(rois: Path, lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parcels = ["--source", "parcels", "--atlas", rois / "atlas.nii.gz", "--tr", 2]
+    cifti = ["--source", "cifti"]
+
+    def refusal(folder: Path, *words: object) -> str:
+        said = error_of(capsys, "ingest", folder, lab / "c.zarr", *words)
+        assert not list(lab.glob("c.zarr*"))
+        return said
+
+    words = "it holds files such as s1.1D: mend --pattern or --source"
+    assert refusal(rois / "rois", *parcels).endswith(f"rois: no table matches the pattern '{{subject}}.tsv'; {words}")
+    either = "'{subject}.dtseries.nii' or '{subject}.ptseries.nii'"
+    assert f"images: no series matches the pattern {either}; it holds" in refusal(lab / "images", *cifti)
+    (lab / "images" / ".hidden.x").touch()
+    (lab / "images" / "later").mkdir()
+    for name in ("vol10.txt", "vol9.txt", ".y"):
+        (lab / "images" / "later" / name).touch()
+    assert "it holds files such as ann.nii.gz, later/vol9.txt: " in refusal(lab / "images", *cifti)
+    words = "ann.nii.gz: this is a file; give the folder that it lies in"
+    assert words in refusal(lab / "images" / "ann.nii.gz", *parcels)
+    (lab / "nothing").mkdir()
+    assert "it holds no file: mend --pattern" in refusal(lab / "nothing", *cifti)
+
+
+def test_nan_around_a_denoised_brain_is_outside(tmp_path: Path) -> None:
+    """XCP-D's own images hold zeros there; what others made of them often NaN."""
+    rng = np.random.default_rng(0)
+    inside = np.zeros(SHAPE, bool)
+    inside[1:5, 2:6, 1:4] = True
+    for number, empty in enumerate((0.0, np.nan, np.nan)):
+        values = np.where(inside[..., None], rng.normal(size=(*SHAPE, 30)), empty).astype(np.float32)
+        image = nib.Nifti1Image(values, AFFINE)
+        image.header.set_zooms((3, 3, 3, 2.0))
+        folder = tmp_path / f"sub-{number}" / "func"
+        folder.mkdir(parents=True)
+        nib.save(image, folder / f"sub-{number}_task-rest_space-MNI152NLin6Asym_desc-denoised_bold.nii.gz")
+    source = XcpdSource(tmp_path)
+    assert source.scan().bad == {}
+    np.testing.assert_array_equal(source.grid.mask, inside)

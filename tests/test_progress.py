@@ -223,7 +223,7 @@ def whole(folder: Path) -> xr.Dataset:
     return open_results(folder / "whole.zarr").load()
 
 
-@pytest.mark.parametrize("cluster", ["threads", "processes"])
+@pytest.mark.parametrize("cluster", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_an_interrupted_map_goes_on(
     folder: Path, whole: xr.Dataset, tmp_path: Path, people_read: list[int], cluster: str
 ) -> None:

@@ -19,10 +19,12 @@ import pytest
 import xarray as xr
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from ketanet.cli import main
 from ketanet.cohort import CohortPlan, CohortWriter, Subject, cohort_quality, open_cohort
 from ketanet.cohort.quality import MEASURES, THUMBNAIL
 from ketanet.errors import InputError, StoreError
-from ketanet.grid import Grid, ParcelGrid, VolumeGrid, nearest_resample
+from ketanet.grid import GrayordinateGrid, Grid, ParcelGrid, VolumeGrid, nearest_resample
+from ketanet.grid.cifti import BrainModels, Structure
 from ketanet.grid.symmetry import symmetry_of
 from ketanet.ingest.denoise import Cleaned, Denoise, clean_run
 from ketanet.ingest.quality import RunQuality, run_quality, subject_facts, subject_quality
@@ -42,6 +44,7 @@ from ketanet.kernels.quality import (
 )
 from ketanet.kernels.rows import regress_global, unit_rows
 from ketanet.report import write_qc
+from ketanet.report.slices import Row
 
 EVIL = "<script>alert('x')</script> & Co"
 
@@ -428,7 +431,7 @@ def test_everyone_unusual_is_named_in_words(tmp_path: Path, volume: VolumeGrid) 
     cohort = peculiar_cohort(tmp_path / "c.zarr", volume)
     found = cohort_quality(cohort)
     flags = dict(zip(found.table["subject"], found.table["flags"], strict=True))
-    assert re.search(r"high motion, mean FD 0\.7\d; share of frames above 0.5 mm 1.00", flags.pop("sub-01"))
+    assert re.search(r"high motion, mean FD 0\.7\d; frames above 0.5 mm, share 1.00", flags.pop("sub-01"))
     assert flags.pop("sub-02").startswith("few frames kept 0.20")
     assert "low coverage 0.67" in flags.pop("sub-03")
     assert re.search(r"unlike the others, r -?0\.\d\d", flags.pop("sub-05"))
@@ -465,7 +468,7 @@ def test_one_person_of_a_cohort(tmp_path: Path, volume: VolumeGrid) -> None:
     cohort = write_cohort(tmp_path / "c.zarr", volume, draw_people(volume, 3), measured=False).isel(subject=[1])
     found = cohort_quality(cohort)
     assert found.table["subject"].tolist() == ["sub-01"]
-    table, page = write_qc(cohort, tmp_path / "qc", quality=found)
+    table, page, _ = write_qc(cohort, tmp_path / "qc", quality=found)
     assert len(pd.read_csv(table, sep="\t")) == 1
     assert "1 person" in page.read_text(encoding="utf-8")
 
@@ -539,7 +542,7 @@ def any_grid(request: pytest.FixtureRequest) -> Grid:
 def test_the_page_stands_alone_and_says_who_and_why(tmp_path: Path, any_grid: Grid) -> None:
     names = [f"sub-{n:02d}" for n in range(11)] + [f"sub {EVIL}"]
     cohort = peculiar_cohort(tmp_path / "people.zarr", any_grid, names)
-    table, file = write_qc(cohort, tmp_path / "qc")
+    table, file, _ = write_qc(cohort, tmp_path / "qc")
     html = file.read_text(encoding="utf-8")
     page = Page(html)
     assert "<script" not in html
@@ -572,6 +575,81 @@ def test_the_page_stands_alone_and_says_who_and_why(tmp_path: Path, any_grid: Gr
     assert file.stat().st_size < 2e6
 
 
+@pytest.fixture
+def empty_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are drawn by other tests."""
+    monkeypatch.setattr("ketanet.report.qc._content", lambda *_: {})
+    monkeypatch.setattr("ketanet.report.qc.render", lambda *_: "")
+
+
+@pytest.mark.usefixtures("empty_page")
+def test_the_coverage_of_the_group_is_a_file(tmp_path: Path, volume: VolumeGrid, parcels: ParcelGrid) -> None:
+    models = [Structure("CIFTI_STRUCTURE_CORTEX_LEFT", 40, np.arange(3, 19))]
+    models.append(Structure("CIFTI_STRUCTURE_THALAMUS_LEFT", 0, np.arange(70, 90)))
+    grids = [volume, parcels, GrayordinateGrid(BrainModels(models, (5, 6, 7), np.diag([2.0, 2, 2, 1])))]
+    for grid in grids:
+        cohort = peculiar_cohort(tmp_path / f"{grid.kind}.zarr", grid)
+        file = write_qc(cohort, tmp_path / grid.kind)[2]
+        share = (cohort["bold_norm"].values > 0).mean(axis=0)
+        assert share.min() < 1
+        if grid is parcels:
+            assert file.name == "coverage.tsv"
+            table = pd.read_csv(file, sep="\t")
+            assert table.columns.tolist() == ["index", "name", "coverage"]
+            assert table["index"].tolist() == parcels.labels.tolist()
+            assert table["name"].tolist() == list(parcels.names)
+            np.testing.assert_allclose(table["coverage"], share, atol=1e-5)
+            continue
+        image = nib.load(file)
+        values = np.asarray(image.dataobj)
+        if grid is volume:
+            assert file.name == "coverage.nii.gz"
+            np.testing.assert_allclose(image.affine, volume.affine)
+            assert not values[~volume.mask].any()
+            values = values[volume.mask]
+        else:
+            assert file.name == "coverage.dscalar.nii"
+            assert values.shape == (1, 36)
+        np.testing.assert_allclose(values.reshape(-1), share, atol=1e-6)
+
+
+def test_the_map_of_the_page_shows_where_people_lack_signal(
+    tmp_path: Path, volume: VolumeGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort = peculiar_cohort(tmp_path / "c.zarr", volume)
+    quality = cohort_quality(cohort)
+    quality.group_coverage[:4] = (0, 0.5, 0.985, 0.995)
+    drawn: list[Row] = []
+    monkeypatch.setattr("ketanet.report.qc.draw", lambda _, rows, **__: (drawn.extend(rows), b"")[1])
+    monkeypatch.setattr("ketanet.report.qc.draw_distribution", lambda *_, **__: b"")
+    write_qc(cohort, tmp_path, quality=quality)
+    values = drawn[0].values
+    np.testing.assert_allclose(values[:4], (1, 0.5, 0.015, 0), atol=1e-6)
+    np.testing.assert_allclose(values[4:], 1 - quality.group_coverage[4:], atol=1e-6)
+    assert drawn[0].inside is not None
+    assert drawn[0].inside.all()
+
+
+@pytest.mark.usefixtures("empty_page")
+def test_the_command_names_its_files_and_who_was_left_out(
+    tmp_path: Path, volume: VolumeGrid, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peculiar_cohort(tmp_path / "c.zarr", volume)
+    words = ["info", str(tmp_path / "c.zarr"), "--qc", "--out", str(tmp_path / "qc")]
+    files = {"table": "qc.tsv", "page": "qc.html", "coverage": "coverage.nii.gz"}
+    places = {what: str(tmp_path / "qc" / name) for what, name in files.items()}
+    with pytest.raises(SystemExit):
+        main([*words, "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert said.keys() == {*files, "people", "left_out", "limits", "notes"}
+    assert said["left_out"] == {"sub-x": f"empty file {EVIL}"}
+    assert [person["subject"] for person in said["people"]] == [f"sub-{n:02d}" for n in range(12)]
+    assert {what: said[what] for what in files} == places
+    with pytest.raises(SystemExit):
+        main(words)
+    assert capsys.readouterr().out.splitlines()[-1] == ", ".join(places.values())
+
+
 def test_the_page_is_written_again(tmp_path: Path, volume: VolumeGrid) -> None:
     cohort = peculiar_cohort(tmp_path / "c.zarr", volume)
     first = [path.read_bytes() for path in write_qc(cohort, tmp_path)]
@@ -581,5 +659,5 @@ def test_the_page_is_written_again(tmp_path: Path, volume: VolumeGrid) -> None:
 def test_unknown_facts_in_the_provenance(tmp_path: Path, volume: VolumeGrid) -> None:
     cohort = write_cohort(tmp_path / "c.zarr", volume, draw_people(volume, 3), measured=False)
     cohort.attrs["provenance"] = {"subjects": {"sub-00": "text"}}
-    _, page = write_qc(cohort, tmp_path)
+    _, page, _ = write_qc(cohort, tmp_path)
     assert "does not say how the series were cleaned" in page.read_text(encoding="utf-8")

@@ -49,6 +49,12 @@ Grid = Annotated[
 Atlas = Annotated[
     Path | None, typer.Option("--atlas", help="Label image of parcel time series.", rich_help_panel="Source")
 ]
+Names = Annotated[
+    Path | None,
+    typer.Option(
+        "--names", help="Names of the parcels: one a line, or a table with index and name.", rich_help_panel="Source"
+    ),
+]
 Tr = Annotated[
     float | None,
     typer.Option("--tr", help="Repetition time in s, where files do not say.", rich_help_panel="Source"),
@@ -84,6 +90,12 @@ Surfaces = Annotated[
 Denoising = Annotated[
     Strategy | None,
     typer.Option("--denoise", help="Confounds to regress out, and what belongs to them.", rich_help_panel="Cleaning"),
+]
+NCompcor = Annotated[
+    int | None,
+    typer.Option(
+        "--n-compcor", help="So many CompCor components, the strongest; default all.", rich_help_panel="Cleaning"
+    ),
 ]
 Detrend = Annotated[bool, typer.Option("--detrend", help="Remove a line.", rich_help_panel="Cleaning")]
 Band = Annotated[
@@ -134,6 +146,7 @@ def ingest(
     mask: Mask = None,
     grid: Grid = None,
     atlas: Atlas = None,
+    names: Names = None,
     tr: Tr = None,
     space: Space = None,
     task: Task = None,
@@ -144,6 +157,7 @@ def ingest(
     confounds: Confounds = None,
     surface: Surfaces = None,
     denoise: Denoising = None,
+    n_compcor: NCompcor = None,
     detrend: Detrend = False,
     band: Band = None,
     fd: Fd = None,
@@ -155,7 +169,9 @@ def ingest(
     global_signal: GlobalSignal = False,
     runs: RunsOption = Runs.concatenated,
     participants: Annotated[Path | None, typer.Option("--participants", help="participants.tsv.")] = None,
-    exclude: Annotated[str | None, typer.Option("--exclude", help='Leave out subjects, such as "age < 18".')] = None,
+    exclude: Annotated[
+        str | None, typer.Option("--exclude", help='Leave out subjects, such as "age < 18 or mean_fd > 0.5".')
+    ] = None,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="How rows are stored.")] = Dtype.int16,
     compress: Annotated[bool, typer.Option("--compress", help="Compress the chunks.")] = False,
     max_frames: Annotated[
@@ -177,6 +193,7 @@ def ingest(
         mask=mask,
         grid=grid,
         atlas=atlas,
+        names=names,
         tr=tr,
         space=space,
         task=task,
@@ -189,6 +206,7 @@ def ingest(
     )
     settings = _cleaning(
         denoise,
+        n_compcor=n_compcor,
         detrend=detrend or None,
         band_hz=band,
         fd_mm=fd,
@@ -263,8 +281,10 @@ def _band(text: str) -> tuple[float | None, float | None]:
 @app.command()
 def info(
     cohort: Annotated[str, typer.Argument(help="Cohort store.")],
-    qc: Annotated[bool, typer.Option("--qc", help="Quality of the people; writes qc.tsv and qc.html.")] = False,
-    out: Annotated[Path, typer.Option("--out", help="Folder for qc.tsv and qc.html.")] = Path(),
+    qc: Annotated[
+        bool, typer.Option("--qc", help="Quality of the people; writes qc.tsv, qc.html and the group's coverage.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for what --qc writes.")] = Path(),
     as_json: AsJson = False,
 ) -> None:
     """What is in a cohort."""
@@ -275,20 +295,22 @@ def info(
         from ketanet.report import write_qc
 
         quality = cohort_quality(opened)
-        table, page = write_qc(opened, out, quality=quality)
+        table, page, coverage = write_qc(opened, out, quality=quality)
         if as_json:
             print_json(
                 {
                     "table": str(table),
                     "page": str(page),
+                    "coverage": str(coverage),
                     "people": quality.table.to_dict("records"),
+                    "left_out": quality.skipped,
                     "limits": quality.limits,
                     "notes": quality.notes,
                 }
             )
         else:
             print(quality.summary())
-            print(f"{table}, {page}")
+            print(f"{table}, {page}, {coverage}")
         return
     facts = cohort_info(opened)
     if as_json:
@@ -313,6 +335,7 @@ def verify(
     mask: Mask = None,
     grid: Grid = None,
     atlas: Atlas = None,
+    names: Names = None,
     tr: Tr = None,
     space: Space = None,
     task: Task = None,
@@ -342,6 +365,7 @@ def verify(
             mask=mask,
             grid=grid,
             atlas=atlas,
+            names=names,
             tr=tr,
             space=space,
             task=task,

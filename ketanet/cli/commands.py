@@ -218,6 +218,44 @@ def run(
     print(f"\nReport: {folder / 'report.html'}")
 
 
+@app.command("null")
+def null_(
+    study: Annotated[Path, typer.Argument(help="study.toml")],
+    out: Out,
+    n: Annotated[int | None, typer.Option("--n", help="Draws; more than before adds draws.")] = None,
+    match: Annotated[str | None, typer.Option("--match", help="uniform, strength, or both with a comma.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the draws.")] = None,
+    stop: Annotated[str | None, typer.Option("--stop", help="never, besag_clifford or gandy.")] = None,
+    cluster: Cluster = "threads",
+    workers: Workers = None,
+    memory_limit: MemoryLimit = None,
+    as_json: AsJson = False,
+) -> None:
+    """Test a study's networks against places drawn at random, and its directions against exchanged ones.
+
+    Like run, with the block [null] of the study file and these options in its place.
+    """
+    import pandas as pd
+
+    from ketanet.study import run_study
+
+    words = None if match is None else [word.strip() for word in match.split(",") if word.strip()]
+    given = {"n": n, "match": words, "seed": seed, "stop": stop}
+    with connected(cluster, workers) as connection:
+        folder = run_study(
+            study,
+            out,
+            workers=connection.workers,
+            memory_limit=_bytes(memory_limit),
+            null={key: value for key, value in given.items() if value is not None},
+        )
+    table = pd.read_csv(folder / "tables" / "null.tsv", sep="\t")
+    if as_json:
+        print_json({"folder": str(folder), "null": table.to_dict("records")})
+    else:
+        print(table.to_string(index=False, float_format="{:.3g}".format))
+
+
 @app.command()
 def plan(
     study: Annotated[Path, typer.Argument(help="study.toml")],
@@ -246,16 +284,31 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Results o
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="NIfTI map.")],
-    b: Annotated[Path, typer.Argument(help="NIfTI map on the same lattice.")],
+    a: Annotated[Path, typer.Argument(help="NIfTI map, or .dscalar.nii.")],
+    b: Annotated[Path, typer.Argument(help="Map on the same lattice.")],
+    n: Annotated[int, typer.Option("--n", min=0, help="Surrogates of A for the p of r; 0 leaves the p out.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the surrogates.")] = 0,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", help="Compare over these voxels; without it r is over those nonzero in either map."),
+    ] = None,
+    surface: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--surface", help="Midthickness surfaces of .dscalar.nii maps, left and right (GIFTI)."),
+    ] = None,
+    cluster: Cluster = "threads",
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Dice of the nonzero voxels of two maps, and their spatial correlation."""
+    """Dice of the nonzero voxels of two maps, their spatial correlation, and its p that respects their smoothness."""
     from dataclasses import asdict
 
     from ketanet.inference import compare_images
 
-    found = asdict(compare_images(a, b))
+    with connected(cluster, workers):
+        found = asdict(compare_images(a, b, n=n, seed=seed, mask=mask, surfaces=surface))
+    if n == 0:
+        del found["p"], found["n"]
     if as_json:
         print_json(found)
     else:
@@ -264,14 +317,21 @@ def compare(
 
 @app.command()
 def clean(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="Results of a run, or a store, finished or not.")],
+    path: Annotated[
+        str, typer.Argument(metavar="DIR", help="Results of a run, or a store (or its address), finished or not.")
+    ],
 ) -> None:
     """Remove partial results; finished ones stay."""
+    from ketanet import partials
+    from ketanet.cohort import places
     from ketanet.lock import locked
-    from ketanet.partials import clean as remove
+    from ketanet.storage import is_remote
 
+    if not (places.unfinished_objects if is_remote(path) else partials.unfinished)(path):
+        print(f"{path}: nothing unfinished is there")
+        return
     with locked(path):
-        for entry in remove(path):
+        for entry in (places.clean_objects if is_remote(path) else partials.clean)(path):
             print(f"removed {entry}")
 
 

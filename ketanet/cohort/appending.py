@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ class Appending:
                 f"{path}: the store keeps no digests of its subjects; ingest the cohort again to add to it"
             )
         self._bold = zarr.open_array(self.path, path="bold", mode="r")
+
+    @cached_property
+    def subjects(self) -> frozenset[str]:
+        """Ids of those that the store holds."""
+        return frozenset(map(str, self.cohort["subject"].values))
 
     @property
     def n_frames(self) -> int:

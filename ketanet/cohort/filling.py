@@ -30,6 +30,8 @@ class Series:
         Run that each frame belongs to; default one run.
     quality : dict of str to float
         Measures that become columns of the subjects.
+    left_out : str
+        Why the subject is not wanted though it could be used; empty for those that are.
     """
 
     values: NDArray[np.float32] | NDArray[np.float64]
@@ -37,10 +39,11 @@ class Series:
     facts: dict[str, Any] = field(default_factory=dict)
     run: NDArray[np.int8] | None = None
     quality: dict[str, float] = field(default_factory=dict)
+    left_out: str = ""
 
 
 def fill(writer: CohortWriter, read: Callable[[int], Series], *, skip_bad: bool = False) -> dict[str, str]:
-    """Write every subject that is not in yet, one task each.
+    """Write every subject that is not settled yet, one task each.
 
     Parameters
     ----------
@@ -54,32 +57,45 @@ def fill(writer: CohortWriter, read: Callable[[int], Series], *, skip_bad: bool 
     Returns
     -------
     dict of subject id to reason
-        Subjects left out.
+        Subjects that cannot be used.
 
     Raises
     ------
     InputError
-        A subject cannot be used and `skip_bad` is off; the partial store is removed.
+        A subject cannot be used and `skip_bad` is off. Those under way are finished, and what is settled is kept for
+        the next attempt; where that is nobody, the partial store is removed.
     """
     shared = dask.delayed((writer, read), pure=False)
     one = dask.delayed(_write_one, pure=False)
     found = dask.compute(*[one(shared, row, skip_bad) for row in writer.pending])
     reasons = {subject: why for part in found for subject, why in part.items()}
     if reasons and not skip_bad:
-        writer.discard()
-        raise InputError(next(iter(reasons.values())))
+        raise InputError(_how_to_go_on(writer, list(reasons.values())))
     return reasons
 
 
+def _how_to_go_on(writer: CohortWriter, reasons: list[str]) -> str:
+    """Why an attempt ended, and what to do; a partial store without any subject is removed."""
+    more = f" (and {len(reasons) - 1} more subjects)" if len(reasons) > 1 else ""
+    settled = len(writer.plan.subjects) - len(writer.pending)
+    kept = f": the {settled} of {len(writer.plan.subjects)} subjects that are finished are kept" if settled else ""
+    if not settled:
+        writer.discard()
+    return f"{reasons[0]}{more}; mend the file and run again{kept}; or --skip-bad leaves such subjects out"
+
+
 def _write_one(shared: tuple[CohortWriter, Callable[[int], Series]], row: int, skip_bad: bool) -> dict[str, str]:
-    """Write one subject; why it cannot be used, by its id. Once one is bad the others only end, so that none is still
-    writing when the partial store is removed."""
+    """Write one subject; why it cannot be used, by its id. Once one is bad no other is begun, so that it is soon
+    said."""
     writer, read = shared
     if writer.is_stopped:
         return {}
     try:
         with one_blas_thread():
             series = read(row)
+            if series.left_out:
+                writer.leave_out(row, series.left_out)
+                return {}
             writer.write(
                 row,
                 series.values,

@@ -243,8 +243,52 @@ class Objects:
     def forget(self) -> None:
         storage.remove_below(self._state)
 
+    def unfinished(self) -> list[str]:
+        """Addresses below which an interruption left something."""
+        if not self._is_begun():
+            return []
+        return [self._state] if self.is_published() else [self.path, self._state]
+
     def discard(self) -> None:
         # whoever finds the rest after an interruption must not go on from it
         storage.remove(f"{self._state}/plan.key")
         storage.remove_below(self.path)
         storage.remove_below(self._state)
+
+
+def unfinished_objects(path: str | os.PathLike[str]) -> list[str]:
+    """What :func:`clean_objects` would remove; raises as it does."""
+    place = Objects(path)
+    found = place.unfinished()
+    if not found and storage.is_empty(place.path):
+        raise InputError(f"{place.path}: no such store, and nothing unfinished of that name")
+    return found
+
+
+def clean_objects(path: str | os.PathLike[str]) -> list[str]:
+    """Remove what the interrupted writing of a cohort left on an object store.
+
+    Parameters
+    ----------
+    path : str
+        Address of the cohort, finished or not.
+
+    Returns
+    -------
+    list of str
+        Addresses below which everything was removed. Finished stores, and what is somebody else's, stay.
+
+    Raises
+    ------
+    InputError
+        There is nothing of that name.
+    KetanetError
+        The object store cannot be reached or refuses.
+    """
+    found = unfinished_objects(path)
+    place = Objects(path)
+    if place.path in found:
+        place.discard()
+    elif found:
+        place.forget()
+    return found

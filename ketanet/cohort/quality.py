@@ -66,7 +66,7 @@ MEASURES: Final[Mapping[str, Measure]] = {
     "frames_kept": Measure("frames used", decimals=0),
     "kept_share": Measure("share of the frames used", "low", 0.5, words="few frames kept"),
     "mean_fd": Measure("mean framewise displacement (mm)", "high", 0.5, words="high motion, mean FD"),
-    "fd_over_05": Measure("share of frames above 0.5 mm", "high", 0.5, words="share of frames above 0.5 mm"),
+    "fd_over_05": Measure("share of frames above 0.5 mm", "high", 0.5, words="frames above 0.5 mm, share"),
     "dvars": Measure("mean standardised DVARS", "high", None, 4.0, 0.05, "high DVARS"),
     "tsnr": Measure("temporal signal-to-noise ratio (median)", "low", None, 4.0, 1.0, "low tSNR", 1),
     "gs_share": Measure("variance that the mean course explains", "high", None, 4.0, 0.02, "high global-signal share"),

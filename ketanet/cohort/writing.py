@@ -2,7 +2,7 @@
 
 On a disk everything goes into ``<store>.partial`` beside the store, which is moved into place when the last subject is
 in, so a store either is complete or does not exist. On an object store the attributes that make it a cohort come last.
-A subject counts once its record is there; run again, only the others are written.
+A subject is settled once its record is there, written or left out; run again, only the others are read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -122,6 +123,7 @@ class CohortWriter:
     def __init__(self, path: str | os.PathLike[str], plan: CohortPlan) -> None:
         self.plan = plan
         self._place = place_of(path)
+        self._attempt = ""  # which the copies on workers share
 
     @property
     def path(self) -> Path | str:
@@ -129,7 +131,7 @@ class CohortWriter:
         return self._place.path
 
     def begin(self, *, overwrite: bool = False) -> None:
-        """Create the partial store, or continue one of the same plan.
+        """Create the partial store, or continue one of the same plan; one of another plan is removed.
 
         Raises
         ------
@@ -137,11 +139,12 @@ class CohortWriter:
             The store exists, or its folder cannot be written.
         """
         place = self._place
+        self._attempt = uuid.uuid4().hex
         if place.is_taken() and not overwrite and (not self._is_moved or self._replaced()):
             raise InputError(f"{self.path} exists already; choose another name or remove it first")
         with place.errors():
             moving = place.read(_COMPACTING) is not None
-            if self._is_ours and not self.is_stopped and not (moving and self._replaced()):
+            if self._is_ours and not (moving and self._replaced()):
                 return
             place.clear()
             self._create_arrays()
@@ -200,12 +203,8 @@ class CohortWriter:
 
     def _replaced(self) -> set[int]:
         """Rows that were written from other files than those of the plan: a continued ingestion never mixes two."""
-        found = set()
-        for row in self._place.rows():
-            record = json.loads(self._place.read(_record_name(row)) or "{}")
-            if record.get("identity", "") != self.plan.subjects[row].identity:
-                found.add(row)
-        return found
+        subjects = self.plan.subjects
+        return {row for row, r in self._records().items() if r.get("identity", "") != subjects[row].identity}
 
     def write(
         self,
@@ -261,6 +260,33 @@ class CohortWriter:
             record["identity"] = subject.identity
             self._place.write(_record_name(row), json.dumps(record))
 
+    def leave_out(self, row: int, why: str) -> None:
+        """Settle that a subject that could be used is not wanted; nothing of it is written.
+
+        Parameters
+        ----------
+        row : int
+            Position in the plan.
+        why : str
+            Kept in the provenance.
+        """
+        with self._place.errors():
+            self._place.clear_row(row)
+            record = {"left_out": why, "identity": self.plan.subjects[row].identity}
+            self._place.write(_record_name(row), json.dumps(record))
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why subjects were left out by :meth:`leave_out`, by their ids."""
+        return self._left_out(self._records())
+
+    def _left_out(self, records: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
+        return {self.plan.subjects[row].id: r["left_out"] for row, r in records.items() if "left_out" in r}
+
+    def _records(self) -> dict[int, dict[str, Any]]:
+        """What is known of every subject that is settled, by row, in order."""
+        return {row: json.loads(self._place.read(_record_name(row)) or "{}") for row in sorted(self._place.rows())}
+
     def _check(self, subject: Subject, series: NDArray[Any]) -> None:
         expected = (self.plan.grid.n_voxels, subject.n_time)
         if series.ndim != 2 or len(series) != expected[0] or series.shape[1] > expected[1]:
@@ -282,7 +308,7 @@ class CohortWriter:
         Parameters
         ----------
         skipped : mapping of subject id to reason, optional
-            Subjects to leave out.
+            Subjects to leave out, besides those of :meth:`leave_out`.
         overwrite : bool
             Replace a store of the same name.
 
@@ -301,12 +327,12 @@ class CohortWriter:
         if self._is_moved:
             self._place.forget()
             return self.path
-        reasons = dict(skipped or {})
+        records = self._records()
+        reasons = dict(skipped or {}) | self._left_out(records)
         if (begun := self._place.read(_COMPACTING)) is not None:
             reasons = json.loads(begun)
         kept = [row for row, s in enumerate(self.plan.subjects) if s.id not in reasons]
-        written = self._place.rows()
-        missing = [self.plan.subjects[row].id for row in kept if row not in written]
+        missing = [self.plan.subjects[row].id for row in kept if row not in records]
         if missing:
             raise KetanetError(f"subjects not written yet: {', '.join(missing[:5])}; run again to continue")
         if len(kept) < self.plan.fewest:
@@ -316,18 +342,19 @@ class CohortWriter:
             )
         with self._place.errors():
             self._compact(kept, reasons)
-            self._place.publish(self._columns(kept, reasons), overwrite=overwrite)
+            columns = self._columns(kept, [records[row] for row in kept], reasons)
+            self._place.publish(columns, overwrite=overwrite)
             self._place.forget()
         return self.path
 
     def stop(self) -> None:
-        """Tell whoever writes this store, on any worker, to write no more subjects."""
-        self._place.write(_STOPPED, "")
+        """Tell whoever writes in this attempt, on any worker, to begin no more subjects."""
+        self._place.write(_STOPPED, self._attempt)
 
     @property
     def is_stopped(self) -> bool:
-        """Whether :meth:`stop` was called."""
-        return self._place.read(_STOPPED) is not None
+        """Whether :meth:`stop` was called in this attempt."""
+        return self._place.read(_STOPPED) == self._attempt
 
     def discard(self) -> None:
         """Remove the partial store."""
@@ -346,9 +373,10 @@ class CohortWriter:
             array = group[name]
             array.resize((len(kept), *array.shape[1:]))  # type: ignore[union-attr]
 
-    def _columns(self, kept: Sequence[int], skipped: Mapping[str, str]) -> xr.Dataset:
+    def _columns(
+        self, kept: Sequence[int], records: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]
+    ) -> xr.Dataset:
         subjects = [self.plan.subjects[row] for row in kept]
-        records = [json.loads(self._place.read(_record_name(row)) or "{}") for row in kept]
         facts = {s.id: r["facts"] for s, r in zip(subjects, records, strict=True) if r["facts"]}
         provenance = dict(self.plan.provenance) | {"subjects": facts, "skipped": dict(skipped)}
         return columns_dataset(columns_of(subjects, records, self.plan.n_frames), self.plan.grid, provenance)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from ketanet.errors import InputError, StoreError
 from ketanet.grid.images import load_image, read_values, save_image
@@ -89,6 +90,12 @@ class Grid(ABC):
     def place_element(self) -> NDArray[np.int64]:
         """Element that each place belongs to, -1 for none, (place,); the places are the voxels of the lattice."""
         return self.element_of
+
+    @cached_property
+    def place_positions(self) -> NDArray[np.float64]:
+        """Position of every place in mm, (place, 3); NaN where none is known."""
+        index = np.stack(np.unravel_index(np.arange(len(self.element_of)), self.shape), axis=1)
+        return np.asarray(index @ self.affine[:3, :3].T + self.affine[:3, 3])
 
     @property
     def shown(self) -> NDArray[np.int64]:
@@ -216,28 +223,58 @@ class Grid(ABC):
         SphereWeights
             On parcels, a parcel's weight is the number of sphere voxels it holds.
         """
-        voxel_mm = self.affine[:3, :3]
-        size = self.voxel_volume ** (1 / 3)
         home = self._home_voxels(xyz)
-        if rule == "fcnm":
-            reach = int(_round_half_away(np.array(radius_mm / size)))
-            span = np.arange(-reach, reach + 1)
-            ball = np.stack(np.meshgrid(span, span, span, indexing="ij"), axis=-1).reshape(-1, 3)
-            ball = ball[(ball**2).sum(axis=1) <= reach**2]
-            members = (home[:, None] + ball[None]).reshape(-1, 3)
-        else:
-            reach = int(np.ceil(radius_mm / np.linalg.norm(voxel_mm, axis=0).min())) + 1
-            span = np.arange(-reach, reach + 1)
-            cube = np.stack(np.meshgrid(span, span, span, indexing="ij"), axis=-1).reshape(-1, 3)
-            near = home[:, None] + cube[None]
-            offset = near @ voxel_mm.T + self.affine[:3, 3] - xyz[:, None]
-            within = (offset**2).sum(axis=-1) <= (radius_mm * (1 + 1e-9)) ** 2
-            members = np.concatenate([near[within], home])
-        flat = self._flat(members)
+        flat = self._flat(self._sphere_members(xyz, home, radius_mm, rule)[0])
         index, weight = self._weights_of_lattice(np.unique(flat[flat >= 0]))
         home_flat = self._flat(home)
         outside = (home_flat < 0) | (self.element_of[np.maximum(home_flat, 0)] < 0)
         return SphereWeights(index, weight, outside)
+
+    def merged_spheres(
+        self, xyz: NDArray[np.float64], of_set: NDArray[np.int64], n_sets: int, radius_mm: float, rule: str
+    ) -> sparse.csr_array:
+        """Weights (set, voxel) of many sets of coordinates at once: each row as :meth:`spheres` of its set.
+
+        Parameters
+        ----------
+        xyz : array (coordinate, 3)
+        of_set : int array (coordinate,)
+            Set that each coordinate belongs to.
+        n_sets : int
+        radius_mm, rule
+            As for :meth:`spheres`.
+        """
+        members, coordinate = self._sphere_members(xyz, self._home_voxels(xyz), radius_mm, rule)
+        flat = self._flat(members)
+        on = flat >= 0
+        size = len(self.element_of)
+        key = np.unique(of_set[coordinate[on]].astype(np.int64) * size + flat[on])
+        rows, owner = key // size, self.element_of[key % size]
+        inside = owner >= 0
+        shape = (n_sets, self.n_voxels)
+        ones = np.ones(int(inside.sum()))
+        found = sparse.coo_array((ones, (rows[inside], owner[inside])), shape=shape).tocsr()
+        found.sum_duplicates()
+        return found
+
+    def _sphere_members(
+        self, xyz: NDArray[np.float64], home: NDArray[np.int64], radius_mm: float, rule: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Lattice positions (member, 3) of the spheres, and the coordinate that each belongs to."""
+        voxel_mm = self.affine[:3, :3]
+        if rule == "fcnm":
+            reach = int(_round_half_away(np.array(radius_mm / self.voxel_volume ** (1 / 3))))
+            span = np.arange(-reach, reach + 1)
+            ball = np.stack(np.meshgrid(span, span, span, indexing="ij"), axis=-1).reshape(-1, 3)
+            ball = ball[(ball**2).sum(axis=1) <= reach**2]
+            return (home[:, None] + ball[None]).reshape(-1, 3), np.repeat(np.arange(len(home)), len(ball))
+        reach = int(np.ceil(radius_mm / np.linalg.norm(voxel_mm, axis=0).min())) + 1
+        span = np.arange(-reach, reach + 1)
+        cube = np.stack(np.meshgrid(span, span, span, indexing="ij"), axis=-1).reshape(-1, 3)
+        near = home[:, None] + cube[None]
+        offset = near @ voxel_mm.T + self.affine[:3, 3] - xyz[:, None]
+        within = (offset**2).sum(axis=-1) <= (radius_mm * (1 + 1e-9)) ** 2
+        return np.concatenate([near[within], home]), np.concatenate([np.nonzero(within)[0], np.arange(len(home))])
 
     def _home_voxels(self, xyz: NDArray[np.float64]) -> NDArray[np.int64]:
         """Lattice position nearest to each coordinate, (coordinate, 3); may lie off the lattice."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
 from ketanet.errors import InputError
 from ketanet.grid.base import Grid, SphereWeights, grid_from_attrs, lattice_words
@@ -350,6 +351,15 @@ class GrayordinateGrid(Grid):
         owner = np.concatenate([found.index, self._owner[places]])
         index, weight = _summed(owner, np.concatenate([found.weight, np.ones(len(places))]))
         return SphereWeights(index, weight, found.outside & ~in_ribbon)
+
+    def merged_spheres(
+        self, xyz: NDArray[np.float64], of_set: NDArray[np.int64], n_sets: int, radius_mm: float, rule: str
+    ) -> sparse.csr_array:
+        """Weights (set, voxel) of many sets of coordinates: each row as :meth:`spheres` of its set."""
+        rows = [self.spheres(xyz[of_set == one], radius_mm, rule) for one in range(n_sets)]
+        start = np.concatenate([[0], np.cumsum([len(row.index) for row in rows])])
+        index, weight = (np.concatenate(part) for part in zip(*[(r.index, r.weight) for r in rows], strict=True))
+        return sparse.csr_array((weight, index, start), shape=(n_sets, self.n_voxels))
 
     @cached_property
     def _tree(self) -> tuple[Any, NDArray[np.int64]]:

@@ -19,7 +19,16 @@ from ketanet.errors import InputError
 from ketanet.grid import GrayordinateGrid
 from ketanet.grid.cifti import axis_of, load_cifti, read_data
 from ketanet.ingest.bids import check_content
-from ketanet.ingest.patterns import Match, find_matches
+from ketanet.ingest.confounds import (
+    MOTION_ADVICE,
+    _parameter_rows,
+    framewise_displacement,
+    friston24,
+    load_confounds_table,
+    load_motion_file,
+    marked_as,
+)
+from ketanet.ingest.patterns import ConfoundFiles, Match, find_matches, no_match, run_order
 from ketanet.ingest.source import Nuisance, Record, Run, Scan, check_tr, checksum
 
 SUFFIXES = (".dtseries.nii", ".ptseries.nii")
@@ -32,6 +41,9 @@ _SERIES = re.compile(rb'<MatrixIndicesMap\b[^>]*\bAppliesToMatrixDimension\s*=\s
 _MODELS = re.compile(
     rb'<MatrixIndicesMap\b[^>]*\bAppliesToMatrixDimension\s*=\s*"1"[^>]*>.*?</MatrixIndicesMap>', re.DOTALL
 )
+
+HCP_MOTION = "Movement_Regressors.txt"
+"""File of motion parameters beside every run of the HCP."""
 
 Surfaces = tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
@@ -54,6 +66,10 @@ class CiftiSource:
         coordinates that studies give; without them spheres lie in the volume part alone.
     tr : float, optional
         Repetition time in s; default from the files.
+    confounds : str, optional
+        Where in the folder the motion parameters of the runs lie, with the fields of `pattern`: those of the HCP,
+        ``{subject}/MNINonLinear/Results/{run}/Movement_Regressors.txt``, or ``rp_*.txt``, ``*.par``, ``*.1D``; or their
+        tables of confounds (``.tsv``).
     space : str
         Name of the template space.
     """
@@ -67,13 +83,16 @@ class CiftiSource:
         pattern: str | None = None,
         surface: Surfaces | None = None,
         tr: float | None = None,
+        confounds: str | None = None,
         space: str = "MNI",
     ) -> None:
         self.series = series
         self.pattern = pattern
         self.surface = surface
         self.tr = tr
+        self.confounds = confounds
         self.space = space
+        self._tables: ConfoundFiles | None = None
 
     @cached_property
     def grid(self) -> GrayordinateGrid:
@@ -85,15 +104,15 @@ class CiftiSource:
     def _first(self) -> tuple[Path, GrayordinateGrid]:
         """The first file that can be read, and its grid; no series has coordinates of surfaces."""
         reason: InputError | None = None
-        for _, _, path in self._listed:
+        for match in self._listed:
             try:
-                check_content(str(path))
-                return path, GrayordinateGrid.from_file(path, self.space)
+                check_content(str(match.path))
+                return match.path, GrayordinateGrid.from_file(match.path, self.space)
             except InputError as error:
                 reason = reason or error
-        raise reason or InputError(
-            f"{self.series}: no series; none is listed, or none matches {self.pattern or ' or '.join(DEFAULT_PATTERNS)}"
-        )
+        if reason is None and self._folder is not None:
+            reason = no_match(self._folder, "series", *([self.pattern] if self.pattern else DEFAULT_PATTERNS))
+        raise reason or InputError("no series is listed; name at least one")
 
     @cached_property
     def _usual(self) -> bytes | None:
@@ -101,44 +120,61 @@ class CiftiSource:
         head = _peek(self._first[0])
         return head.models if head else None
 
+    @property
+    def marks_frames(self) -> str:
+        """What frames are marked as in the tables of confounds that were found; empty where there are none."""
+        return next(filter(None, (marked_as(str(path)) for path in self._tables or ())), "")
+
     def scan(self) -> Scan:
         """Find the series and check their headers."""
         check_tr(self.tr)
         _ = self.grid  # surfaces that cannot be used are no subject's fault
-        found: dict[str, list[tuple[str, Path]]] = {}
-        for subject, label, path in self._listed:
-            found.setdefault(subject, []).append((label, path))
+        self._tables = self._confound_files()
+        found: dict[str, list[Match]] = {}
+        for match in self._listed:
+            found.setdefault(match.fields["subject"], []).append(match)
         records, bad = [], {}
         for subject, runs in found.items():
             try:
-                records.append(self._record(subject, runs))
+                records.append(self._record(subject, sorted(runs, key=run_order)))
             except InputError as error:
                 bad[subject] = str(error)
         return Scan(records, bad)
 
+    @property
+    def _folder(self) -> Path | None:
+        """The folder that is searched; None for a file or a list of them."""
+        if not isinstance(self.series, str | os.PathLike) or Path(self.series).is_file():
+            return None
+        return Path(self.series)
+
     @cached_property
-    def _listed(self) -> list[tuple[str, str, Path]]:
-        """Subject, name of the run and file of every series."""
-        if not isinstance(self.series, str | os.PathLike):
-            paths = [Path(p) for p in self.series]
-            return [(_stem(p), "", p) for p in paths]
-        folder = Path(self.series)
-        if folder.is_file():
-            return [(_stem(folder), "", folder)]
+    def _listed(self) -> list[Match]:
+        """Every series, with its subject and run."""
+        if self._folder is None:
+            paths = [self.series] if isinstance(self.series, str | os.PathLike) else self.series
+            return [Match(Path(path), {"subject": _stem(Path(path))}) for path in paths]
         for pattern in (self.pattern,) if self.pattern else DEFAULT_PATTERNS:
-            if found := find_matches(folder, pattern):
-                return [(m.fields["subject"], _label(m), m.path) for m in found]
+            if found := find_matches(self._folder, pattern):
+                return found
         return []
 
-    def _record(self, subject: str, found: Sequence[tuple[str, Path]]) -> Record:
-        labels = [label for label, _ in found]
+    def _confound_files(self) -> ConfoundFiles | None:
+        if self.confounds is None:
+            return None
+        if self._folder is None:
+            raise InputError("confounds are found by a pattern below a folder; give the folder of the series")
+        return ConfoundFiles(self._folder, self.confounds)
+
+    def _record(self, subject: str, found: Sequence[Match]) -> Record:
+        labels = [_label(match) for match in found]
         if len(set(labels)) < len(found):
-            names = ", ".join(path.name for _, path in found)
+            names = ", ".join(match.path.name for match in found)
             raise InputError(
                 f"subject {subject!r} has several series ({names}); make the pattern match one, or write {{session}} "
-                "or {{run}} where they differ"
+                "or {run} where they differ"
             )
-        runs = tuple(self._run(label, path) for label, path in found)
+        runs = tuple(self._run(match) for match in found)
         others = [run for run in runs if not np.isclose(run.tr, runs[0].tr, rtol=1e-4)]
         if others:
             raise InputError(
@@ -147,14 +183,17 @@ class CiftiSource:
             )
         return Record(subject, runs)
 
-    def _run(self, label: str, path: Path) -> Run:
+    def _run(self, match: Match) -> Run:
+        path = match.path
         if not path.name.endswith(SUFFIXES):
             raise InputError(f"{path}: a series is a {' or '.join(SUFFIXES)} file")
         check_content(str(path))
         head = _peek(path)
         if head is None or head.models != self._usual:
             head = self._parsed(path)
-        return Run(str(path), head.frames, self._repetition_time(head.step, head.unit, path), label)
+        tr = self._repetition_time(head.step, head.unit, path)
+        table = None if self._tables is None else str(self._tables.of(match.fields))
+        return Run(str(path), head.frames, tr, _label(match), table)
 
     def _parsed(self, path: Path) -> _Head:
         """Header of a series that is not written as the first one is."""
@@ -180,25 +219,93 @@ class CiftiSource:
         return read_data(load_cifti(run.path)).T
 
     def nuisance(self, run: Run, strategy: str | None) -> Nuisance:
-        """Nothing is known besides the series."""
-        if strategy is not None:
-            raise InputError(f"{run.path}: there is no confounds table for --denoise {strategy}")
-        return Nuisance.none(run.n_time)
+        """Motion parameters, or confounds by a named strategy, of the run's table."""
+        if run.confounds is None:
+            if strategy is not None:
+                raise InputError(
+                    f"{run.path}: there is no confounds table for --denoise {strategy}; say where: --confounds PATTERN"
+                )
+            return Nuisance.none(run.n_time, MOTION_ADVICE)
+        name = Path(run.confounds).name.lower()
+        if name.endswith(".tsv"):
+            return load_confounds_table(run.confounds, strategy, run.n_time)
+        if name.startswith("movement_"):
+            return load_hcp_motion(run.confounds, strategy, run.n_time)
+        return load_motion_file(run.confounds, strategy, run.n_time)
 
     def facts(self, run: Run) -> dict[str, Any]:
-        """Name and checksum of a run's file."""
-        return {"file": Path(run.path).name, "sha256": checksum(run.path)}
+        """Names and checksums of a run's files."""
+        facts = {"file": self._relative(run.path), "sha256": checksum(run.path)}
+        if run.confounds is not None:
+            facts |= {"confounds": self._relative(run.confounds), "confounds_sha256": checksum(run.confounds)}
+        return facts
+
+    def _relative(self, path: str) -> str:
+        return Path(path).name if self._folder is None else Path(path).relative_to(self._folder).as_posix()
 
     def describe(self) -> dict[str, Any]:
         """Account of the source for the provenance."""
-        listed = not isinstance(self.series, str | os.PathLike)
         account: dict[str, Any] = {
             "source": self.name,
-            "pattern": "listed files" if listed else self.pattern or " or ".join(DEFAULT_PATTERNS),
+            "pattern": "listed files" if self._folder is None else self.pattern or " or ".join(DEFAULT_PATTERNS),
         }
+        if self.confounds is not None:
+            account["confounds"] = self.confounds
         if self.surface is not None:
             account["surface"] = [{"file": Path(p).name, "sha256": checksum(p)} for p in self.surface]
         return account
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers get the grid, and not the lists of files."""
+        return {k: v for k, v in self.__dict__.items() if k != "_listed"} | {"_tables": None}
+
+
+def load_hcp_motion(path: str | os.PathLike[str], strategy: str | None, n_time: int) -> Nuisance:
+    """Motion regressors and framewise displacement from the motion parameters that the HCP's pipelines write.
+
+    Parameters
+    ----------
+    path : path
+        ``Movement_Regressors.txt``: translations along x, y, z in mm, rotations about them in degrees, then the
+        differences of the six to the frame before.
+    strategy : {None, "motion"}
+        ``motion``: the 24 parameters of :func:`~ketanet.ingest.confounds.friston24`, of the first six columns.
+    n_time : int
+        Frames of the series.
+
+    Raises
+    ------
+    InputError
+        The file is another one, unreadable or of another length than the series, or the strategy needs more than
+        motion.
+
+    Notes
+    -----
+    ``Movement_RelativeRMS.txt`` is no framewise displacement of Power et al. (2012) but that of Jenkinson et al. (2002,
+    doi 10.1006/nimg.2002.1132), whose limits are others; it is not read.
+
+    References
+    ----------
+    Glasser et al. 2013, The minimal preprocessing pipelines for the Human Connectome Project,
+    doi 10.1016/j.neuroimage.2013.04.127
+    """
+    path = Path(path)
+    if path.name.lower() != HCP_MOTION.lower():
+        raise InputError(f"{path}: of the HCP's files of motion only {HCP_MOTION} can be used; name it in --confounds")
+    rows = _parameter_rows(path, (12,))
+    if len(rows) != n_time:
+        raise InputError(f"{path}: {len(rows)} rows of motion parameters for {n_time} frames; they must be of one run")
+    motion = np.concatenate([rows[:, :3], np.deg2rad(rows[:, 3:6])], axis=1)
+    fd, everything = framewise_displacement(motion), np.ones(n_time, bool)
+    if strategy is None:
+        return Nuisance(np.empty((n_time, 0)), (), everything, fd)
+    if strategy != "motion":
+        raise InputError(
+            f"{path}: the strategy {strategy!r} needs tissue signals, and the file holds motion parameters only; "
+            "use the strategy 'motion', with the global signal of the grid if wanted"
+        )
+    regressors = friston24(motion)
+    return Nuisance(regressors, tuple(f"motion {n + 1}" for n in range(regressors.shape[1])), everything, fd)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ketanet import storage
 from ketanet.errors import InputError
 from ketanet.grid import VolumeGrid
-from ketanet.ingest.source import Nuisance, Run, check_tr
+from ketanet.ingest.source import Nuisance, Run, check_tr, checksum
+
+_BLOCK_BYTES = 2**20  # of what HDF5 reads piecemeal: its own structure
+_BLOCKS_KEPT = 16
+_PART_BYTES = 2**24
+"""Longest part asked for in one request, because the time of a request is limited."""
 
 
 def known_tr(tr: float | None, where: Path) -> float:
@@ -104,9 +113,114 @@ def grid_of_voxels(
     return VolumeGrid(mask, matrix, space), order
 
 
+def packed_voxels(grid: VolumeGrid, order: NDArray[np.int64]) -> tuple[dict[str, Any], NDArray[np.int32]]:
+    """What :func:`grid_of_voxels` gave, small enough to travel to workers."""
+    return grid.to_attrs(), order.astype(np.int32)
+
+
+def unpacked_voxels(packed: tuple[dict[str, Any], NDArray[np.int32]]) -> tuple[VolumeGrid, NDArray[np.int64]]:
+    """The other way round."""
+    return VolumeGrid.from_attrs(packed[0]), packed[1].astype(np.int64)
+
+
+class ObjectFile(io.RawIOBase):
+    """An object of an object store as a file, of which only what is read is fetched.
+
+    Parameters
+    ----------
+    address : str
+    state : storage.State
+        What it was when it was found.
+
+    Raises
+    ------
+    InputError
+        There is no such object any more, or it is another by now.
+    """
+
+    def __init__(self, address: str, state: storage.State) -> None:
+        super().__init__()
+        self.state = state
+        self._address = address
+        self._at = 0
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        try:
+            now = storage.state_of(address)
+        except FileNotFoundError:
+            raise InputError(f"{address}: no such object; it was there when the headers were looked at") from None
+        if now != state:
+            raise self._replaced()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.state.size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        start, stop = self._at, min(self._at + len(view), self.state.size)
+        piecemeal = stop - start <= _BLOCK_BYTES
+        while self._at < stop:
+            part = self._block() if piecemeal else self._read(self._at, min(_PART_BYTES, stop - self._at))
+            part = part[: stop - self._at]
+            if not part:
+                raise self._replaced()
+            view[self._at - start : self._at - start + len(part)] = part
+            self._at += len(part)
+        return max(0, self._at - start)
+
+    def _block(self) -> bytes:
+        """What follows in the block that the position lies in."""
+        number, inside = divmod(self._at, _BLOCK_BYTES)
+        if number not in self._blocks:
+            start = number * _BLOCK_BYTES
+            self._blocks[number] = self._read(start, min(_BLOCK_BYTES, self.state.size - start))
+            if len(self._blocks) > _BLOCKS_KEPT:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(number)
+        return self._blocks[number][inside:]
+
+    def _read(self, start: int, size: int) -> bytes:
+        return storage.read_part(self._address, start, size)
+
+    def _replaced(self) -> InputError:
+        return InputError(f"{self._address}: the object was replaced since the headers were looked at; run again")
+
+
+Elsewhere: TypeAlias = Callable[[Path], ObjectFile | None]
+
+_elsewhere: ContextVar[Elsewhere] = ContextVar("_elsewhere", default=lambda _: None)
+
+
+@contextmanager
+def hdf5_from(elsewhere: Elsewhere) -> Iterator[None]:
+    """While the block runs, HDF5 files are read through what `elsewhere` gives for their path, where it gives any."""
+    token = _elsewhere.set(elsewhere)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
+def account_of(path: Path) -> dict[str, Any]:
+    """Name and checksum of a file; of one that is not read whole, its size and the object store's tag."""
+    file = _elsewhere.get()(path)
+    if file is None:
+        return {"file": path.name, "sha256": checksum(path)}
+    return {"file": path.name, "bytes": file.state.size, "tag": file.state.tag}
+
+
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """An HDF5 file, open for reading.
+    """An HDF5 file, open for reading; see :func:`hdf5_from`.
 
     Raises
     ------
@@ -117,10 +231,11 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         import h5py
     except ImportError:
         raise InputError(f"{path}: reading HDF5 needs h5py; install it with: pip install ketanet[hdf5]") from None
-    if not path.is_file():
+    elsewhere = _elsewhere.get()(path)
+    if elsewhere is None and not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path if elsewhere is None else elsewhere, "r") as file:
             yield file
     except InputError:
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,8 @@ class Denoise:
         Stretches of fewer frames between those are dropped too.
     strategy : {None, "simple", "scrubbing", "compcor", "fcnm", "motion"}
         Confounds of the source that are regressed out: see :func:`ketanet.ingest.confounds.load_confounds_table`.
+    n_compcor : int, optional
+        So many of the CompCor components of the strategy ``compcor``, the strongest; default all.
     detrend : bool
         Remove a line from every run.
     band_hz : (low, high), optional
@@ -85,6 +87,7 @@ class Denoise:
     fwhm_mm: float | None = None
     global_signal: bool = False
     runs: str = "concatenated"
+    n_compcor: int | None = None
 
     def __post_init__(self) -> None:
         choice(self.runs, RUNS, "runs")
@@ -98,6 +101,8 @@ class Denoise:
             value = getattr(self, name)
             if int(value) != value or value < least:
                 raise InputError(f"{with_option(name)} is {value}; it is a whole number of frames, {least} or more")
+        if self.n_compcor is not None:
+            self._check_components(self.n_compcor)
         if self.band_hz is not None:
             object.__setattr__(self, "band_hz", _checked_band(self.band_hz))
         limits = self.fd_mm is not None or self.dvars is not None
@@ -122,6 +127,13 @@ class Denoise:
         if strategy == "scrubbing":
             return cls(strategy, fd_mm=0.5, dvars=1.5, min_segment=5)
         return cls(strategy, detrend=strategy == "motion")
+
+    def _check_components(self, count: int) -> None:
+        words = f"{with_option('n_compcor')} is {count}"
+        if int(count) != count or count < 1:
+            raise InputError(f"{words}; it is a whole number of components, 1 or more, or left out for all")
+        if self.strategy != "compcor":
+            raise InputError(f"{words}, and only the strategy 'compcor' has such components; give --denoise compcor")
 
     def check_grid(self, grid: Grid) -> None:
         """Raise an InputError where a grid has no neighbours to smooth over."""
@@ -198,6 +210,7 @@ def clean_run(raw: Float, run: Run, nuisance: Nuisance, grid: Grid, denoise: Den
         The run cannot be cleaned as asked: a measure or the repetition time is missing, or too little is left.
     """
     denoise.check_grid(grid)
+    nuisance = _with_components(nuisance, run, denoise.n_compcor)
     keep = frames_kept(run, nuisance, denoise)
     magnitude = largest_values(raw)
     values = raw
@@ -263,6 +276,21 @@ def frames_kept(run: Run, nuisance: Nuisance, denoise: Denoise) -> NDArray[np.bo
             f"{marked.sum()} marked by the source, {moved.sum()} for motion); at least {FEWEST_FRAMES} are needed"
         )
     return np.asarray(keep)
+
+
+def _with_components(nuisance: Nuisance, run: Run, count: int | None) -> Nuisance:
+    """Only so many CompCor components, of which sources name the strongest first."""
+    if count is None:
+        return nuisance
+    components = [i for i, name in enumerate(nuisance.names) if name.startswith("a_comp_cor_")]
+    if len(components) < count:
+        raise InputError(
+            f"{run.confounds or run.path}: {len(components)} CompCor components, and {count} are asked for; ask for "
+            "fewer (--n-compcor)"
+        )
+    taken = [i for i in range(len(nuisance.names)) if i not in components[count:]]
+    names = tuple(nuisance.names[i] for i in taken)
+    return replace(nuisance, regressors=nuisance.regressors[:, taken], names=names)
 
 
 def _check_regressors(run: Run, nuisance: Nuisance, keep: NDArray[np.bool_], denoise: Denoise) -> None:

@@ -12,8 +12,17 @@ from numpy.typing import NDArray
 
 from ketanet.errors import InputError
 from ketanet.grid import VolumeGrid
-from ketanet.ingest.connectome import grid_of_voxels, known_tr, no_confounds, numbers, open_hdf5
-from ketanet.ingest.source import Nuisance, Record, Run, Scan, checksum
+from ketanet.ingest.connectome import (
+    account_of,
+    grid_of_voxels,
+    known_tr,
+    no_confounds,
+    numbers,
+    open_hdf5,
+    packed_voxels,
+    unpacked_voxels,
+)
+from ketanet.ingest.source import Nuisance, Record, Run, Scan
 
 _NEEDED = ("timeseries", "mask_indices", "mask_affine")
 
@@ -40,6 +49,8 @@ class LacunaSource:
     """
 
     name = "lacuna"
+    in_parts = True
+    """A file holds many people: on an object store only what is needed of one is fetched."""
 
     def __init__(self, path: str | os.PathLike[str], *, tr: float | None = None, space: str = "MNI") -> None:
         self.path = Path(path)
@@ -73,7 +84,14 @@ class LacunaSource:
         return self._voxels[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_voxels"}
+        known = self.__dict__.get("_voxels")
+        return self.__dict__ | {"_voxels": known and packed_voxels(*known)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("_voxels")
+        self.__dict__.update(state)
+        if packed is not None:
+            self.__dict__["_voxels"] = unpacked_voxels(packed)
 
     def scan(self) -> Scan:
         """Find the subjects from the headers of the files."""
@@ -134,7 +152,7 @@ class LacunaSource:
         return {
             "source": self.name,
             "tr": self.tr,
-            "files": [{"file": path.name, "sha256": checksum(path)} for path in self.files],
+            "files": [account_of(path) for path in self.files],
         }
 
 

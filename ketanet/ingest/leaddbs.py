@@ -14,13 +14,22 @@ from numpy.typing import NDArray
 
 from ketanet.errors import InputError
 from ketanet.grid import VolumeGrid
-from ketanet.ingest.connectome import grid_of_voxels, known_tr, no_confounds, numbers
+from ketanet.ingest.connectome import (
+    grid_of_voxels,
+    known_tr,
+    no_confounds,
+    numbers,
+    packed_voxels,
+    unpacked_voxels,
+)
 from ketanet.ingest.matlab import mat_shape, read_mat
 from ketanet.ingest.patterns import find_matches
 from ketanet.ingest.source import Nuisance, Record, Run, Scan, checksum
 
 DEFAULT_PATTERN = "vol/{subject}.mat"
-_INFO, _VOLUME = "dataset_info.json", "dataset_volsurf.mat"
+_INFO = "dataset_info.json"
+VOLUME = "dataset_volsurf.mat"
+"""Says where the voxels of all people lie."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class LeadDbsSource:
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: no such folder")
         info = self._info()
-        path = self.folder / _VOLUME
+        path = self.folder / VOLUME
         found = read_mat(path, "vol.outidx", "vol.space.mat", "vol.space.dim", "vol.subIDs")
         for name in ("vol.outidx", "vol.space.mat", "vol.space.dim"):
             if name not in found:
@@ -115,7 +124,15 @@ class LeadDbsSource:
         return self._dataset.grid
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_dataset"}
+        known: _Dataset | None = self.__dict__.get("_dataset")
+        packed = known and (packed_voxels(known.grid, known.order), known.subjects, known.subsets, known.voxel_axis)
+        return self.__dict__ | {"_dataset": packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("_dataset")
+        self.__dict__.update(state)
+        if packed is not None:
+            self.__dict__["_dataset"] = _Dataset(*unpacked_voxels(packed[0]), *packed[1:])
 
     def scan(self) -> Scan:
         """Find the subjects and their runs, and check the shape of their series."""
@@ -129,7 +146,7 @@ class LeadDbsSource:
                     for number, path in enumerate(paths, 1)
                 ]
                 if not runs:
-                    raise InputError(f"{self.folder / _VOLUME}: subject {subject!r} has no file in vol.subIDs")
+                    raise InputError(f"{self.folder / VOLUME}: subject {subject!r} has no file in vol.subIDs")
                 records.append(Record(subject, tuple(runs), columns))
             except InputError as error:
                 bad[subject] = str(error)
@@ -142,13 +159,13 @@ class LeadDbsSource:
         if self.pattern is not None or not entries:
             found: dict[str, list[Path]] = {}
             for match in find_matches(self.folder, self.pattern or DEFAULT_PATTERN):
-                if match.path.name != _VOLUME:
+                if match.path.name != VOLUME:
                     found.setdefault(match.fields["subject"], []).append(match.path)
             return [(subject, paths, {}) for subject, paths in found.items()]
         listed = []
         for number, entry in enumerate(entries, 1):
             if not isinstance(entry, list) or not entry or not all(isinstance(text, str) for text in entry):
-                raise InputError(f"{self.folder / _VOLUME}: entry {number} of vol.subIDs is no name with its files")
+                raise InputError(f"{self.folder / VOLUME}: entry {number} of vol.subIDs is no name with its files")
             subject, *files = entry
             # MATLAB adds the extension where it is left out
             paths = [self.folder / "vol" / (file if file.endswith(".mat") else f"{file}.mat") for file in files]
@@ -193,7 +210,7 @@ class LeadDbsSource:
         return {
             "source": self.name,
             "tr": self.tr,
-            "dataset": {"file": _VOLUME, "sha256": checksum(self.folder / _VOLUME)},
+            "dataset": {"file": VOLUME, "sha256": checksum(self.folder / VOLUME)},
         }
 
 

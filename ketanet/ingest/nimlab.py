@@ -97,7 +97,8 @@ class NimlabSource:
                 if len(paths) > 1:
                     names = ", ".join(str(p.relative_to(self.folder)) for p in paths)
                     raise InputError(f"subject {subject!r} has several files ({names}); make the pattern match one")
-                records.append(Record(subject, (Run(str(paths[0]), self._frames(paths[0]), tr),)))
+                run = Run(str(paths[0]), self._frames(paths[0]), tr, extra=(str(_norms_of(paths[0])),))
+                records.append(Record(subject, (run,)))
             except InputError as error:
                 bad[subject] = str(error)
         return Scan(records, bad)

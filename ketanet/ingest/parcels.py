@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from numpy.typing import NDArray
 from ketanet.errors import InputError
 from ketanet.grid import ParcelGrid
 from ketanet.ingest.confounds import MOTION_ADVICE, load_confounds_table, load_motion_file, marked_as
-from ketanet.ingest.images import natural
 from ketanet.ingest.parcel_tables import read_parcel_table
-from ketanet.ingest.patterns import Match, fields_of, find_matches
+from ketanet.ingest.patterns import ConfoundFiles, Match, find_matches, no_match, run_order
 from ketanet.ingest.source import Nuisance, Record, Run, Scan, checksum
 
 DEFAULT_PATTERN = "{subject}.tsv"
@@ -36,8 +36,8 @@ class ParcelSource:
     atlas : path
         Label image. A column belongs to the label (or name) in its header, else column i to the i-th label in
         increasing order.
-    names : sequence of str, optional
-        Names of the parcels.
+    names : sequence of str, or path, optional
+        Names of the parcels in increasing order of their labels, or a file of them: see :func:`read_parcel_names`.
     pattern : str
         Where in the folder the tables lie, with ``{subject}``, such as ``{subject}_rois_cc200.1D``, and with
         ``{session}`` and ``{run}`` where a subject has several, such as
@@ -62,7 +62,7 @@ class ParcelSource:
         series: str | os.PathLike[str],
         *,
         atlas: str | os.PathLike[str] | None,
-        names: Sequence[str] | None = None,
+        names: Sequence[str] | os.PathLike[str] | None = None,
         pattern: str | None = None,
         confounds: str | None = None,
         tr: float | None = None,
@@ -76,21 +76,25 @@ class ParcelSource:
             if len(packed) == 1 and not tables - {self.series / "participants.tsv"}:
                 self.series = packed[0]
         self.atlas = Path(atlas)
-        self.names = names
+        self.names = Path(names) if isinstance(names, str | os.PathLike) else names
         self.pattern = pattern or DEFAULT_PATTERN
         self.confounds = confounds
         self.tr = tr
         self.space = space
+        self._tables: ConfoundFiles | None = None
 
     @cached_property
     def grid(self) -> ParcelGrid:
         """Parcels of the label image."""
-        return ParcelGrid.from_image(self.atlas, self.names, self.space)
+        names = self.names
+        if isinstance(names, Path):
+            names = read_parcel_names(names, ParcelGrid.from_image(self.atlas).labels.tolist(), self.atlas)
+        return ParcelGrid.from_image(self.atlas, names, self.space)
 
     @property
     def marks_frames(self) -> str:
-        """What frames are marked as; empty where none can be."""
-        return marked_as(self.confounds)
+        """What frames are marked as in the tables of confounds that were found; empty where there are none."""
+        return next(filter(None, (marked_as(str(path)) for path in self._tables or ())), "")
 
     @property
     def _packed(self) -> bool:
@@ -136,6 +140,8 @@ class ParcelSource:
             "source": self.name,
             "atlas": {"file": self.atlas.name, "sha256": checksum(self.atlas)},
         }
+        if isinstance(self.names, Path):
+            account["names"] = {"file": self.names.name, "sha256": checksum(self.names)}
         if self._packed:
             account["series"] = {"file": self.series.name, "sha256": checksum(self.series)}
         else:
@@ -145,7 +151,7 @@ class ParcelSource:
         return account
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_arrays"}
+        return {k: v for k, v in self.__dict__.items() if k != "_arrays"} | {"_tables": None}
 
     @cached_property
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -169,12 +175,12 @@ class ParcelSource:
         arrays = self._arrays
         tr = self.tr if self.tr is not None else (float(arrays["tr"].item()) if "tr" in arrays else None)
         known, lengths = self._known_tr(tr), arrays["length"].astype(np.int64)
-        tables = self._confounds()
+        self._tables = self._confound_files()
         records, bad = [], {}
         for name, n, end in zip(arrays["subject"], lengths, np.cumsum(lengths), strict=True):
             subject = str(name)
             try:
-                table = self._confounds_of({"subject": subject}, tables)
+                table = None if self._tables is None else str(self._tables.of({"subject": subject}))
                 run = Run(str(self.series), int(n), known, confounds=table, extra=(int(end - n), int(end)))
                 records.append(Record(subject, (run,)))
             except InputError as error:
@@ -209,52 +215,37 @@ class ParcelSource:
         for match in find_matches(self.series, self.pattern):
             matches.setdefault(match.fields["subject"], []).append(match)
         if not matches:
-            raise InputError(f"{self.series}: no file matches the pattern {self.pattern!r}")
-        tr, tables = self._known_tr(self.tr), self._confounds()
+            raise no_match(self.series, "table", self.pattern)
+        tr, self._tables = self._known_tr(self.tr), self._confound_files()
         records, bad = [], {}
         for subject, found in matches.items():
             try:
-                records.append(Record(subject, tuple(self._runs(subject, found, tr, tables))))
+                records.append(Record(subject, tuple(self._runs(subject, found, tr))))
             except InputError as error:
                 bad[subject] = str(error)
         return Scan(records, bad)
 
-    def _runs(self, subject: str, found: Sequence[Match], tr: float, tables: Sequence[Match]) -> Iterator[Run]:
+    def _runs(self, subject: str, found: Sequence[Match], tr: float) -> Iterator[Run]:
         """Runs of a subject, in order of session and run."""
-        by_run: dict[tuple[str, str], list[Match]] = {}
-        for match in found:
-            by_run.setdefault((match.fields.get("session", ""), match.fields.get("run", "")), []).append(match)
-        for key in sorted(by_run, key=lambda names: [natural(name) for name in names]):
-            own = by_run[key]
+        by_run: dict[str, list[Match]] = {}
+        for match in sorted(found, key=run_order):
+            names = [(word, match.fields.get(field)) for word, field in (("ses", "session"), ("run", "run"))]
+            by_run.setdefault("_".join(f"{word}-{name}" for word, name in names if name), []).append(match)
+        for label, own in by_run.items():
             if len(own) > 1:
-                names = ", ".join(m.path.name for m in own)
+                listed = ", ".join(m.path.name for m in own)
                 raise InputError(
-                    f"subject {subject!r} has several tables ({names}); make the pattern match one, or put {{session}} "
-                    "or {run} where they differ"
+                    f"subject {subject!r} has several tables ({listed}); make the pattern match one, or put "
+                    "{session} or {run} where they differ"
                 )
-            label = "_".join(f"{word}-{name}" for word, name in zip(("ses", "run"), key, strict=True) if name)
             path = own[0].path
-            yield Run(str(path), len(self._table(path)), tr, label, self._confounds_of(own[0].fields, tables))
+            table = None if self._tables is None else str(self._tables.of(own[0].fields))
+            yield Run(str(path), len(self._table(path)), tr, label, table)
 
-    def _confounds(self) -> list[Match]:
-        """Tables of confounds of all runs."""
-        if self.confounds is None:
-            return []
-        return find_matches(self.series.parent if self._packed else self.series, self.confounds)
-
-    def _confounds_of(self, fields: Mapping[str, str], tables: Sequence[Match]) -> str | None:
-        """The table of confounds whose fields are those of a run."""
+    def _confound_files(self) -> ConfoundFiles | None:
         if self.confounds is None:
             return None
-        names = [name for name in fields_of(self.confounds) if name in fields]
-        own = [t.path for t in tables if all(t.fields[name] == fields[name] for name in names)]
-        if len(own) != 1:
-            listed = f"several match ({', '.join(p.name for p in own[:4])})" if own else "none matches"
-            raise InputError(
-                f"confounds of subject {fields['subject']!r} for the pattern {self.confounds!r}: {listed}; one a run "
-                "is needed"
-            )
-        return str(own[0])
+        return ConfoundFiles(self.series.parent if self._packed else self.series, self.confounds)
 
     def _known_tr(self, tr: float | None) -> float:
         if tr is None or not np.isfinite(tr) or tr <= 0:
@@ -263,3 +254,64 @@ class ParcelSource:
 
     def _table(self, path: Path) -> NDArray[np.float64]:
         return read_parcel_table(path, self.grid, self.atlas)
+
+
+def read_parcel_names(path: Path, labels: Sequence[int], atlas: Path) -> list[str]:
+    """Names of the labels of an atlas from a text file.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.tsv`` or ``.csv`` table with the columns ``index`` (the label) and ``name``, in any order, which may hold
+        more labels; or a text file with one name a line for the labels in increasing order.
+    labels : sequence of int
+        In increasing order.
+    atlas : Path
+        The label image, for messages.
+
+    Returns
+    -------
+    list of str
+        One name for every label.
+
+    Raises
+    ------
+    InputError
+        The file is missing or not text, a column is missing, an index is not a whole number or there twice, or a label
+        has no name.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable file of names ({error})") from error
+    if path.suffix.lower() not in (".tsv", ".csv"):
+        names = [line.strip() for line in lines if line.strip()]
+        if len(names) != len(labels):
+            words = f"{len(names)} names for the {len(labels)} parcels of {atlas}"
+            raise InputError(f"{path}: {words}; one a line is needed, or a .tsv table with index and name")
+        return names
+    named = _named_labels(path, lines)
+    for label in labels:
+        if not named.get(label):
+            raise InputError(f"{path}: no name for the label {label} of {atlas}; every one needs a row")
+    return [named[label] for label in labels]
+
+
+def _named_labels(path: Path, lines: Sequence[str]) -> dict[int, str]:
+    """Label to name, of the rows of a table."""
+    reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    missing = {"index", "name"} - set(reader.fieldnames or [])
+    if missing:
+        raise InputError(
+            f"{path}: column {min(missing)!r} is missing (it has: {', '.join(reader.fieldnames or [])}); needed are "
+            "index and name"
+        )
+    named: dict[int, str] = {}
+    for row in reader:
+        index = (row["index"] or "").strip()
+        if not index.isdecimal():
+            raise InputError(f"{path}: line {reader.line_num}: the index {index!r} is no label; it is a whole number")
+        if int(index) in named:
+            raise InputError(f"{path}: line {reader.line_num}: the index {index} is there twice")
+        named[int(index)] = (row["name"] or "").strip()
+    return named

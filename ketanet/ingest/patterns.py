@@ -7,10 +7,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ketanet.errors import InputError
+from ketanet.ingest.images import natural
 
 FIELDS = ("subject", "session", "run")
+_SHOWN = 3  # files of different kinds that a message names
+_LOOKED_AT = 1000
 _PIECES = re.compile(r"(\{(?:" + "|".join(FIELDS) + r")\}|\*\*/|\*|\?)")
 _WORDS = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
 
@@ -24,7 +28,7 @@ class Match:
 
 
 def find_matches(folder: Path, pattern: str) -> list[Match]:
-    """Files below a folder that match a pattern, sorted by path.
+    """Files below a folder that match a pattern, in the order of their paths, numbers by value: ``run-2``, ``run-10``.
 
     Parameters
     ----------
@@ -45,12 +49,71 @@ def find_matches(folder: Path, pattern: str) -> list[Match]:
         The folder is missing or cannot be searched, or the pattern has no ``{subject}`` or leaves the folder.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        found = "this is a file; give the folder that it lies in" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {found}")
     check_pattern(pattern, folder)
     expression = _expression(pattern.rstrip("/"))
-    paths = set(_walk(folder, pattern.rstrip("/").split("/"), frozenset(), folders=pattern.endswith("/")))
-    found = [(path, expression.fullmatch(path.relative_to(folder).as_posix())) for path in sorted(paths)]
-    return [Match(path, match.groupdict()) for path, match in found if match]
+    paths = _walk(folder, pattern.rstrip("/").split("/"), frozenset(), folders=pattern.endswith("/"))
+    names = sorted({path.relative_to(folder).as_posix() for path in paths}, key=_by_value)
+    return [Match(folder / name, match.groupdict()) for name in names if (match := expression.fullmatch(name))]
+
+
+def run_order(match: Match) -> list[Any]:
+    """Sorting key of the runs of a subject: session, then run, numbers by value."""
+    return [natural(match.fields.get(name, "")) for name in FIELDS[1:]]
+
+
+class ConfoundFiles:
+    """Files of confounds: for every run that of the same subject, session and run, as far as the pattern has them.
+
+    Parameters
+    ----------
+    folder : Path
+    pattern : str
+        As for :func:`find_matches`.
+
+    Raises
+    ------
+    InputError
+        As for :func:`find_matches`.
+    """
+
+    def __init__(self, folder: Path, pattern: str) -> None:
+        self.folder = folder
+        self.pattern = pattern
+        self._by_subject: dict[str, list[Match]] = {}
+        self._taken: dict[Path, Mapping[str, str]] = {}
+        for match in find_matches(folder, pattern):
+            self._by_subject.setdefault(match.fields["subject"], []).append(match)
+
+    def __iter__(self) -> Iterator[Path]:
+        return (match.path for found in self._by_subject.values() for match in found)
+
+    def of(self, fields: Mapping[str, str]) -> Path:
+        """The file of a run.
+
+        Raises
+        ------
+        InputError
+            There is none, or several, or it is that of another run too.
+        """
+        shared = [name for name in fields_of(self.pattern) if name in fields]
+        there = self._by_subject.get(fields["subject"], [])
+        own = [match.path for match in there if all(match.fields[name] == fields[name] for name in shared)]
+        whose = ", ".join(f"{name} {fields[name]!r}" for name in FIELDS if name in fields)
+        if len(own) != 1:
+            named = ", ".join(path.relative_to(self.folder).as_posix() for path in own[:4])
+            listed = f"several match ({named})" if own else "none matches"
+            raise InputError(
+                f"confounds of {whose} for the pattern {self.pattern!r}: {listed}; one a run is needed below "
+                f"{self.folder}"
+            )
+        if self._taken.setdefault(own[0], fields) != fields:
+            raise InputError(
+                f"{own[0]}: found for several runs of subject {fields['subject']!r} by the pattern {self.pattern!r}; "
+                "put {session} or {run} where their names differ"
+            )
+        return own[0]
 
 
 def check_pattern(pattern: str, folder: Path) -> None:
@@ -68,6 +131,30 @@ def check_pattern(pattern: str, folder: Path) -> None:
 def fields_of(pattern: str) -> list[str]:
     """Names of the fields in a pattern."""
     return [name for name in FIELDS if f"{{{name}}}" in pattern]
+
+
+def no_match(folder: Path, what: str, *patterns: str) -> InputError:
+    """The error for a folder in which nothing matches: it says what the folder holds instead."""
+    kinds: dict[str, str] = {}
+    for number, name in enumerate(_names(folder)):
+        kinds.setdefault(name.rpartition("/")[2].partition(".")[2], name)
+        if len(kinds) == _SHOWN or number == _LOOKED_AT:
+            break
+    holds = f"it holds files such as {', '.join(kinds.values())}" if kinds else "it holds no file"
+    tried = " or ".join(map(repr, patterns))
+    return InputError(f"{folder}: no {what} matches the pattern {tried}; {holds}: mend --pattern or --source")
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Names of the files below a folder, in order, without those that start with a dot."""
+    for home, folders, files in os.walk(folder):
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
+        for name in sorted((name for name in files if not name.startswith(".")), key=natural):
+            yield Path(home, name).relative_to(folder).as_posix()
+
+
+def _by_value(name: str) -> list[Any]:
+    return [natural(part) for part in name.split("/")]
 
 
 def _expression(pattern: str) -> re.Pattern[str]:

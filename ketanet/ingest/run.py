@@ -15,12 +15,12 @@ import numpy as np
 
 from ketanet import __version__, storage
 from ketanet.cohort import Appending, CohortPlan, CohortWriter, Series, Subject, fill
-from ketanet.cohort.columns import RESERVED, as_column
-from ketanet.cohort.selection import evaluate
 from ketanet.cohort.writing import MIN_FRAMES
 from ketanet.errors import InputError, KetanetWarning, StoreError
 from ketanet.ingest.adding import only_new, require_same_settings
+from ketanet.ingest.checking import check_tables
 from ketanet.ingest.denoise import Denoise, clean_run, join_runs
+from ketanet.ingest.people import Exclusion, read_participants, without_excluded
 from ketanet.ingest.quality import run_quality, subject_facts, subject_quality
 from ketanet.ingest.source import Record, Scan, Source
 from ketanet.kernels.cleaning import Float
@@ -37,6 +37,8 @@ class Reader:
     source: Source
     records: tuple[Record, ...]
     denoise: Denoise
+    exclusion: Exclusion | None = None
+    """By measures of the images."""
 
     def __call__(self, row: int) -> Series:
         record = self.records[row]
@@ -50,7 +52,9 @@ class Reader:
         values, magnitude, run_of_frame = join_runs(runs, subject=record.subject, min_frames=self.denoise.min_frames)
         of_runs = [self.source.facts(run) for run in record.runs]
         facts = (of_runs[0] if len(of_runs) == 1 else {"runs": of_runs}) | subject_facts(measures)
-        return Series(values, magnitude, facts, run_of_frame, subject_quality(measures))
+        quality = subject_quality(measures)
+        left_out = "" if self.exclusion is None else self.exclusion.why(record.subject, quality)
+        return Series(values, magnitude, facts, run_of_frame, quality, left_out)
 
     @staticmethod
     def _without_empty(raw: Float, subject: str) -> Float:
@@ -105,7 +109,10 @@ def ingest_cohort(
         ``participants.tsv``; its columns become columns of the subjects.
         Where a measure of the ingestion has the name of one of them, the table's column is kept.
     exclude : str, optional
-        Expression over those columns; subjects for which it holds are left out.
+        Expression over those columns, those that the source has, ``subject``, ``n_time``, ``tr``, and measures of the
+        ingestion that are the name of none of them (:data:`~ketanet.ingest.people.OF_TABLES` and ``OF_IMAGES``).
+        Subjects for which it holds are left out. Where it needs measures, the provenance says why of each, and a
+        subject of which one is not known cannot be used. Images are read only for those that need them.
     denoise : Denoise, optional
         What is done to the series; default nothing.
     global_signal : bool
@@ -115,8 +122,9 @@ def ingest_cohort(
     compress : bool
         Compress the chunks (Blosc-LZ4).
     skip_bad : bool
-        Leave out subjects that cannot be used, and record why. Otherwise the first one stops everything and nothing is
-        left behind.
+        Leave out subjects that cannot be used, and record why. Otherwise the first one stops everything. Those that
+        headers and tables tell are named before any image is read; where an image tells, the subjects that are finished
+        are kept, and the same call goes on from there, also with `skip_bad`.
     max_frames : int, optional
         Frames that the store has room for, for longer subjects to be added later; default those of the longest. A
         subject with more cannot be used.
@@ -135,7 +143,7 @@ def ingest_cohort(
     ------
     InputError
         The source cannot be used, or somebody else writes the store, or (`append`) settings or the files of a subject
-        that is there differ from the store's; nothing is written.
+        that is there differ from the store's; no store is made or changed.
     """
     denoise = denoise or Denoise()
     if global_signal:
@@ -147,46 +155,97 @@ def ingest_cohort(
         if store is not None:
             require_same_settings(store, source.grid, denoise, dtype=dtype, max_frames=max_frames)
             compress, max_frames = store.compress, store.n_frames
-        scan = _of_usable_length(scan, max_frames)
-        if scan.bad and not skip_bad:
-            first = next(iter(scan.bad.values()))
-            more = f" (and {len(scan.bad) - 1} more subjects)" if len(scan.bad) > 1 else ""
-            raise InputError(f"{first}{more}; --skip-bad leaves such subjects out")
+        held = [r for r in scan.records if store is not None and r.subject in store.subjects]
+        new = Scan([r for r in scan.records if store is None or r.subject not in store.subjects], scan.bad)
+        names = [r.subject for r in new.records]
+        columns = read_participants(participants, names) if participants and names else {}
+        chosen = _chosen(new, source, denoise, columns, exclude=exclude, max_frames=max_frames, skip_bad=skip_bad)
         if store is not None:
-            new = only_new(store, source, scan.records, lambda some: Reader(source, tuple(some), denoise))
-            if not new:
+            everybody = [*held, *chosen.records]
+            if not only_new(store, source, everybody, lambda some: Reader(source, tuple(some), denoise)):
+                _say_nobody_new(store, chosen.skipped)
                 return store.path
-            scan = Scan(new, scan.bad)
-        columns = _participants(participants, [r.subject for r in scan.records]) if participants else {}
-        records = _without_excluded(scan, columns, exclude)
         subjects = [
             Subject(r.subject, r.n_time, r.tr, dict(r.columns) | dict(columns.get(r.subject, {})), _identity(r))
-            for r in records
+            for r in chosen.records
         ]
-        provenance = _provenance(source, denoise, exclude, several_runs=any(len(r.runs) > 1 for r in records))
-        reader = Reader(source, tuple(records), denoise)
+        several_runs = any(len(r.runs) > 1 for r in chosen.records)
+        provenance = _provenance(source, denoise, exclude, several_runs=several_runs)
+        reader = Reader(source, chosen.records, denoise, chosen.exclusion)
         if store is None:
             plan = CohortPlan(source.grid, subjects, dtype, compress, provenance, max_frames)
-            return _write(CohortWriter(path, plan), reader, scan.bad, skip_bad=skip_bad)
+            writer = CohortWriter(path, plan)
+            writer.begin()
+            return _finish(writer, {**chosen.skipped, **fill(writer, reader, skip_bad=skip_bad)})
         plan = CohortPlan(source.grid, subjects, dtype, compress, provenance | store.base, max_frames, fewest=1)
-        store.require_chunks(plan.voxels_per_chunk)
-        store.require_columns(subjects)
-        try:
-            _write(CohortWriter(store.added, plan), reader, scan.bad, skip_bad=skip_bad)
-            return store.join()
-        finally:
-            store.close()
+        return _add(store, plan, reader, chosen.skipped, skip_bad=skip_bad)
 
 
-def _write(writer: CohortWriter, reader: Reader, bad: Mapping[str, str], *, skip_bad: bool) -> Path | str:
-    writer.begin()
-    skipped = fill(writer, reader, skip_bad=skip_bad)
+@dataclass(frozen=True)
+class _Chosen:
+    """Who is to be read, how some of them may be left out then, and why others are not read."""
+
+    records: tuple[Record, ...]
+    exclusion: Exclusion | None
+    skipped: dict[str, str]
+
+
+def _chosen(
+    scan: Scan,
+    source: Source,
+    denoise: Denoise,
+    columns: Mapping[str, Mapping[str, Any]],
+    *,
+    exclude: str | None,
+    max_frames: int | None,
+    skip_bad: bool,
+) -> _Chosen:
+    """Everything that can be settled without an image."""
+    records, exclusion = (scan.records, None) if exclude is None else without_excluded(scan.records, columns, exclude)
+    scan, left_out = check_tables(_of_usable_length(Scan(records, scan.bad), max_frames), source, denoise, exclusion)
+    if scan.bad and not skip_bad:
+        first = next(iter(scan.bad.values()))
+        more = f" (and {len(scan.bad) - 1} more subjects)" if len(scan.bad) > 1 else ""
+        advice = "; --skip-bad leaves such subjects out" if scan.records else "; nobody is left"
+        raise InputError(f"{first}{more}{advice}")
+    at_reading = exclusion if exclusion is not None and exclusion.needs_images else None
+    return _Chosen(tuple(scan.records), at_reading, {**scan.bad, **left_out})
+
+
+def _finish(writer: CohortWriter, skipped: Mapping[str, str]) -> Path | str:
     try:
-        return writer.finish(skipped={**bad, **skipped})
+        return writer.finish(skipped=skipped)
     except InputError as error:
         if not isinstance(error, StoreError):
             writer.discard()
         raise
+
+
+def _add(store: Appending, plan: CohortPlan, reader: Reader, skipped: Mapping[str, str], *, skip_bad: bool) -> Path:
+    """Write the new subjects beside a store, then join them to it."""
+    store.require_chunks(plan.voxels_per_chunk)
+    store.require_columns(plan.subjects)
+    writer = CohortWriter(store.added, plan)
+    try:
+        writer.begin()
+        bad = fill(writer, reader, skip_bad=skip_bad)
+        without = bad | writer.left_out
+        if len(without) == len(plan.subjects):
+            writer.discard()
+            _say_nobody_new(store, {**skipped, **without})
+            return store.path
+        _finish(writer, {**skipped, **bad})
+        return store.join()
+    finally:
+        store.close()
+
+
+def _say_nobody_new(store: Appending, skipped: Mapping[str, str]) -> None:
+    """Nothing is written, so the provenance cannot tell who was left out."""
+    if skipped:
+        listed = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3]) + "; ..." * (len(skipped) > 3)
+        words = f"{store.path}: nobody is added, {len(skipped)} subjects are left out: {listed}"
+        warnings.warn(words, KetanetWarning, stacklevel=3)
 
 
 def _identity(record: Record) -> str:
@@ -233,60 +292,3 @@ def _provenance(source: Source, denoise: Denoise, exclude: str | None, *, severa
         ),
         "versions": {"ketanet": __version__, "numpy": np.__version__, "python": platform.python_version()},
     }
-
-
-def _participants(path: str | os.PathLike[str], subjects: list[str]) -> Mapping[str, dict[str, Any]]:
-    """Columns of participants.tsv by subject, with or without ``sub-`` before the names."""
-    import pandas as pd
-
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{file}: no such participants table")
-    try:
-        ids = {"participant_id": str}
-        _check_cells(file)
-        table = pd.read_csv(file, sep="\t", dtype=ids, na_values=["n/a"], keep_default_na=False, index_col=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file}: not a readable table ({error})") from error
-    if "participant_id" not in table.columns:
-        raise InputError(f"{file}: column 'participant_id' is missing (it has: {', '.join(table.columns)})")
-    names = table.pop("participant_id").astype(str).str.removeprefix("sub-")
-    if names.duplicated().any():
-        raise InputError(f"{file}: participant {names[names.duplicated()].iloc[0]!r} is there twice")
-    taken = RESERVED & set(table.columns)
-    table = table.rename(columns={name: f"participant_{name}" for name in taken})
-    rows = {
-        name: {k: None if pd.isna(v) else v for k, v in row.items()}
-        for name, row in zip(names, table.to_dict("records"), strict=True)
-    }
-    unknown = [s for s in subjects if s.removeprefix("sub-") not in rows]
-    if len(unknown) == len(subjects):
-        raise InputError(f"{file}: none of the {len(subjects)} subjects is in it (such as {subjects[0]!r})")
-    if unknown:
-        listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        warnings.warn(f"{file}: {len(unknown)} subjects are not in it: {listed}", KetanetWarning, stacklevel=3)
-    empty = dict.fromkeys(table.columns)
-    return {s: dict(rows.get(s.removeprefix("sub-"), empty)) for s in subjects}
-
-
-def _check_cells(file: Path) -> None:
-    """A row with more cells than the header would shift its columns."""
-    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    for number, line in enumerate(lines[1:], 2):
-        if line.count("\t") > lines[0].count("\t"):
-            raise InputError(f"{file}: row {number} has more cells than the header")
-
-
-def _without_excluded(scan: Scan, columns: Mapping[str, Mapping[str, Any]], exclude: str | None) -> list[Record]:
-    if exclude is None:
-        return scan.records
-    rows = [dict(r.columns) | dict(columns.get(r.subject, {})) for r in scan.records]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = {name: as_column([row.get(name) for row in rows]) for name in names}
-    table["n_time"] = np.array([r.n_time for r in scan.records])
-    table["subject"] = np.array([r.subject for r in scan.records], object)
-    table["tr"] = np.array([r.tr for r in scan.records])
-    drop = evaluate(exclude, table)
-    return [record for record, out in zip(scan.records, drop, strict=True) if not out]

@@ -55,7 +55,7 @@ def source_of_kind(kind: str, path: Any, **options: Any) -> Source:
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
         if key not in {p.name for p in known}:
-            takes = ", ".join(_flag(p.name) for p in known if p.name not in _PYTHON_ONLY)
+            takes = ", ".join(_flag(p.name) for p in known)
             raise InputError(f"{_flag(key)} does not apply to --source {kind}, which takes {takes}")
     for parameter in known:
         if parameter.default is parameter.empty and parameter.name not in given:
@@ -66,9 +66,6 @@ def source_of_kind(kind: str, path: Any, **options: Any) -> Source:
 
 _FLAGS = {"participants": "--participant-label", "entities": "--entity"}
 """Options whose names on the command line differ."""
-
-_PYTHON_ONLY = {"names"}
-"""Parameters that the command line does not have."""
 
 
 def _flag(name: str) -> str:

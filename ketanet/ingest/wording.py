@@ -21,7 +21,7 @@ _CONFOUNDS = {
     ],
     "compcor": [
         _MOTION,
-        "the anatomical CompCor components (Behzadi et al. 2007, doi 10.1016/j.neuroimage.2007.04.042)",
+        "the {components} (Behzadi et al. 2007, doi 10.1016/j.neuroimage.2007.04.042)",
         _DRIFT,
     ],
     "fcnm": [_MOTION, "the mean signals of white matter, cerebrospinal fluid and the whole brain"],
@@ -87,7 +87,10 @@ def _dropping(denoise: Denoise, marks_frames: str) -> list[str]:
 def _removed(denoise: Denoise) -> list[str]:
     removed = ["a linear trend"] if denoise.detrend else []
     if denoise.strategy is not None:
-        removed += _CONFOUNDS[denoise.strategy]
+        count = denoise.n_compcor
+        first = "" if count is None else "first " if count == 1 else f"first {count} "
+        components = f"{first}anatomical CompCor component{'s' * (count != 1)}"
+        removed += [words.format(components=components) for words in _CONFOUNDS[denoise.strategy]]
     if denoise.band_hz is not None:
         low, high = denoise.band_hz
         if low is None:

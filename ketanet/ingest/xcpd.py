@@ -32,7 +32,7 @@ class XcpdSource(DerivativesSource):
     ----------
     folder, space, task, participants, mask, grid, share, tr, entities
         See :class:`DerivativesSource`. Without `mask` and `grid`, the brain of a run is where its first frame is not
-        zero.
+        zero, nor NaN.
 
     Notes
     -----
@@ -98,7 +98,7 @@ class XcpdSource(DerivativesSource):
     def _inside(self, path: str) -> tuple[Any, NDArray[np.bool_]]:
         image = load_image(path, ndim=4)
         try:
-            return image, np.asarray(image.dataobj[..., 0]) != 0
+            return image, np.nan_to_num(np.asarray(image.dataobj[..., 0])) != 0
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise InputError(f"{path}: truncated or damaged ({error})") from error
 

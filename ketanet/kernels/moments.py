@@ -251,16 +251,22 @@ class Accumulator:
                         product[:] = average_runs(own, one.signals[block], one.segments)
                     else:
                         np.matmul(own, one.signals[block].T, out=product)
-                _add_block(r, group, tile, block, parts)
+                self._add_block(r, group, tile, block, parts)
 
-    def _prepare(self, subject: Subject) -> _Prepared:
+    def _add_block(
+        self, r: NDArray[np.float32], group: list[Prepared], tile: slice, block: slice, parts: NDArray[np.float32]
+    ) -> None:
+        """Take in the r (subject, voxel, seed) of a group, of one tile and block."""
+        _add_block(r, group, tile, block, parts)
+
+    def _prepare(self, subject: Subject) -> Prepared:
         present = subject.norm[self._voxels] > 0
         used = ~np.isnan(subject.signals[:, 0])
         scaled = subject.stored.dtype == np.int16 and not subject.segments  # runs are brought to unit norm there
         scale = np.float32(INT16_SCALE) if scaled else np.float32(1)
         signals = np.where(used[:, None], subject.signals * scale, np.float32(0))
         late = present & (self._count == 0)
-        one = _Prepared(signals, present, used, late, used & ~self._started, subject.segments)
+        one = Prepared(signals, present, used, late, used & ~self._started, subject.segments)
         self._count += present
         self._started |= used
         if not used.all():
@@ -314,7 +320,7 @@ class Accumulator:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """Signals without NaN, ready for stored rows; what has signal in this subject, and what for the first time."""
 
     signals: NDArray[np.float32]
@@ -326,7 +332,7 @@ class _Prepared:
 
 
 def _add_block(
-    r: NDArray[np.float32], group: list[_Prepared], tile: slice, block: slice, parts: NDArray[np.float32]
+    r: NDArray[np.float32], group: list[Prepared], tile: slice, block: slice, parts: NDArray[np.float32]
 ) -> None:
     """Add the r (subject, voxel, seed) of a group to the sums (3, voxel, seed) of a tile and block."""
     origin, total, squares = parts

@@ -26,8 +26,41 @@ def one_sample_t(
     with np.errstate(divide="ignore", invalid="ignore"):
         var = np.where(n > 1, m2 / (n - 1.0), np.nan)
         t = mean / np.sqrt(var / n)
-    t[~(np.sqrt(var) > _NO_SPREAD * np.maximum(1.0, np.abs(mean)))] = np.nan
+    t[~has_spread(var, mean)] = np.nan
     return t, var
+
+
+def has_spread(var: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether z of this variance varies beyond rounding; not where the variance is NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.sqrt(var) > _NO_SPREAD * np.maximum(1.0, np.abs(mean)))
+
+
+def welch_t(
+    n: tuple[NDArray[np.int32], NDArray[np.int32]],
+    mean: tuple[NDArray[np.float64], NDArray[np.float64]],
+    var: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Welch's t of the difference of two means, and its degrees of freedom by Welch-Satterthwaite.
+
+    Parameters
+    ----------
+    n, mean, var : pairs of arrays
+        Of the first and the second group; variances are unbiased.
+
+    Returns
+    -------
+    t, df : float64 arrays
+        NaN where a group has fewer than two subjects, or does not vary beyond rounding.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = [v / size for v, size in zip(var, n, strict=True)]
+        both = error[0] + error[1]
+        t = (mean[0] - mean[1]) / np.sqrt(both)
+        df = both**2 / (error[0] ** 2 / (n[0] - 1.0) + error[1] ** 2 / (n[1] - 1.0))
+    untested = ~(has_spread(var[0], mean[0]) & has_spread(var[1], mean[1]) & (n[0] > 1) & (n[1] > 1))
+    t[untested] = df[untested] = np.nan
+    return t, df
 
 
 def log10_survival(t: NDArray[np.float64], df: NDArray[np.float64] | float) -> NDArray[np.float64]:
@@ -120,8 +153,11 @@ def adjust(log_p: NDArray[np.float64], t: NDArray[np.float64], correction: str) 
     return q
 
 
-def significant(q: NDArray[np.float64], t: NDArray[np.float64], alpha: float, tail: str) -> NDArray[np.bool_]:
-    """Adjusted p below alpha, on the tested side (t > 0 for tail ``"positive"``). NaN is never significant."""
+def significant(
+    q: NDArray[np.float64], t: NDArray[np.float64], alpha: float, tail: str, *, reached: bool = False
+) -> NDArray[np.bool_]:
+    """Adjusted p below alpha (or also at it, where draws make a p of a few values), on the tested side (t > 0 for tail
+    ``"positive"``). NaN is never significant."""
     with np.errstate(invalid="ignore"):
-        below = q < alpha
+        below = q <= alpha * (1 + 1e-6) if reached else q < alpha
         return np.asarray(below & (t > 0) if tail == "positive" else below & ~np.isnan(t))

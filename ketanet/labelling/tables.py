@@ -77,10 +77,7 @@ def canonical_shares(networks: xr.Dataset, atlas: xr.Dataset, *, tested: ArrayLi
     schema.validate(networks, "networks", extra_dims=("cohort",))
     schema.validate(atlas, "atlas")
     _same_grid(networks, atlas)
-    names, group = _canonical_networks(atlas)
-    membership = atlas["membership"].values
-    canonical = np.stack([membership[group == k].sum(axis=0) for k in range(len(names))])
-    total = np.bincount(group, atlas["region_voxels"].values, len(names)).astype(np.int64)
+    names, canonical, total = canonical_membership(atlas)
     given = None if tested is None else _tested_array(tested, canonical.shape[1])
     rows = []
     for keys, network, _, count in _maps(networks):
@@ -250,12 +247,23 @@ def _maps(networks: xr.Dataset) -> Iterator[tuple[dict[str, str], NDArray[Any], 
         yield names, one["network"].values, one["probability"].values, one["count"].values
 
 
-def _canonical_networks(atlas: xr.Dataset) -> tuple[list[str], NDArray[np.int64]]:
-    """Canonical networks in order of appearance, and the position among them of each region."""
-    of_region = [str(name) for name in atlas["network"].values]
-    names = list(dict.fromkeys(of_region))
-    position = {name: k for k, name in enumerate(names)}
-    return names, np.array([position[name] for name in of_region])
+def canonical_membership(atlas: xr.Dataset) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Canonical networks of an atlas.
+
+    Returns
+    -------
+    names : list of str
+        In order of appearance.
+    membership : int array (canonical, voxel)
+        Image voxels of each grid element that lie in the canonical network.
+    total : int array (canonical,)
+        Image voxels of the canonical network on the whole image.
+    """
+    of_region = np.array([str(name) for name in atlas["network"].values])
+    names = list(dict.fromkeys(of_region.tolist()))
+    regions, voxels = atlas["membership"].values, atlas["region_voxels"].values
+    membership = np.stack([regions[of_region == name].sum(axis=0) for name in names])
+    return names, membership, np.array([voxels[of_region == name].sum() for name in names], np.int64)
 
 
 def _tested_array(tested: ArrayLike, n_voxels: int) -> NDArray[np.bool_]:

@@ -8,32 +8,37 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from ketanet import __version__
 from ketanet.cohort.quality import FEWEST_TO_COMPARE, MEASURES, CohortQuality, cohort_quality
 from ketanet.files import write_table, write_text
-from ketanet.grid import Grid, grid_from_attrs
+from ketanet.grid import Grid, ParcelGrid, grid_from_attrs
 from ketanet.report.charts import draw_distribution
 from ketanet.report.page import Figure, render
 from ketanet.report.slices import Row, cut, draw
 from ketanet.report.tables import Table
-from ketanet.report.words import MISSING, count, fixed, listed, percent, whole
+from ketanet.report.words import MISSING, count, fixed, listed, percent, share, whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _SHOWN: Final = 60  # people in a table of the page
 _LACKING: Final = 10
+_SCALE: Final = "share of the people"
+_FEW: Final = 0.01  # one of a large cohort would colour the map
 _SAGITTAL_MM: Final = (-4.0, 30.0)
 _DRAWN: Final = tuple(name for name in MEASURES if name not in ("frames_total", "n_flat"))
 
 
 def write_qc(
     cohort: xr.Dataset, out_dir: str | os.PathLike[str], *, quality: CohortQuality | None = None
-) -> tuple[Path, Path]:
-    """Write ``qc.tsv``, a row for each subject, and ``qc.html``, one page that loads nothing.
+) -> tuple[Path, Path, Path]:
+    """Write ``qc.tsv``, a row for each subject, ``qc.html``, one page that loads nothing, and the coverage.
 
-    At the end of the table stand those whom ingestion left out, with the reason as their flag.
+    At the end of the table stand those whom ingestion left out, with the reason as their flag. The coverage is the
+    share of the subjects with signal, of every voxel (``coverage.nii.gz``, 0 off the grid), grayordinate
+    (``coverage.dscalar.nii``) or parcel (``coverage.tsv``).
 
     Parameters
     ----------
@@ -46,7 +51,7 @@ def write_qc(
 
     Returns
     -------
-    table, page : pathlib.Path
+    table, page, coverage : pathlib.Path
 
     Raises
     ------
@@ -56,10 +61,25 @@ def write_qc(
         A chunk of the store is damaged, or the disk refuses.
     """
     found = cohort_quality(cohort) if quality is None else quality
-    table, page = Path(out_dir) / "qc.tsv", Path(out_dir) / "qc.html"
+    grid = grid_from_attrs(cohort.attrs["grid"])
+    table, page, coverage = (Path(out_dir) / name for name in ("qc.tsv", "qc.html", _coverage_file(grid)))
     write_table(table, _with_left_out(found))
-    write_text(page, render("qc.html.j2", _content(cohort, found)))
-    return table, page
+    if isinstance(grid, ParcelGrid):
+        write_table(coverage, _coverage_table(grid, found.group_coverage))
+    else:
+        grid.save(coverage, found.group_coverage.astype(np.float32))
+    write_text(page, render("qc.html.j2", _content(cohort, grid, found)))
+    return table, page, coverage
+
+
+def _coverage_file(grid: Grid) -> str:
+    return f"coverage{'.tsv' if isinstance(grid, ParcelGrid) else grid.suffix}"
+
+
+def _coverage_table(grid: ParcelGrid, coverage: NDArray[np.float64]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame({"index": grid.labels, "name": grid.names, "coverage": coverage})
 
 
 def _with_left_out(quality: CohortQuality) -> pd.DataFrame:
@@ -74,8 +94,7 @@ def _with_left_out(quality: CohortQuality) -> pd.DataFrame:
     return pd.concat([quality.table, rows.astype(dict.fromkeys(numbers, float))], ignore_index=True)
 
 
-def _content(cohort: xr.Dataset, quality: CohortQuality) -> dict[str, Any]:
-    grid = grid_from_attrs(cohort.attrs["grid"])
+def _content(cohort: xr.Dataset, grid: Grid, quality: CohortQuality) -> dict[str, Any]:
     name = str(cohort.attrs.get("store", "")).rstrip("/").rsplit("/", 1)[-1] or "cohort"
     people = len(quality.table)
     known = [m for m in _DRAWN if quality.table[m].notna().any()]
@@ -90,8 +109,9 @@ def _content(cohort: xr.Dataset, quality: CohortQuality) -> dict[str, Any]:
         "charts": [_chart(quality, measure) for measure in known],
         "unknown": listed(MEASURES[m].meaning for m in _DRAWN if m not in known),
         "coverage": _coverage_words(quality, grid),
+        "coverage_file": _coverage_file(grid),
         "map": _coverage_map(quality, grid),
-        "lacking": _lacking(quality),
+        "lacking": _lacking(quality, grid),
         "left_out": _left_out(quality),
         "cleaning": _cleaning(cohort),
         "meaning": _meaning(quality),
@@ -108,7 +128,7 @@ def _flagged(quality: CohortQuality) -> Table | None:
     ]
     head = ["person", "what is unusual", "frames used", "mean FD (mm)", "coverage"]
     total = len(quality.flagged)
-    caption = f"People beyond a limit{f', the first {_SHOWN} of {total}' if total > _SHOWN else ''}"
+    caption = f"People with a flag{f', the first {_SHOWN} of {total}' if total > _SHOWN else ''}"
     return Table(caption, head, rows, ("person", "what is unusual")) if rows else None
 
 
@@ -132,12 +152,12 @@ def _chart(quality: CohortQuality, name: str) -> Figure:
 
 
 def _coverage_words(quality: CohortQuality, grid: Grid) -> str:
-    share = quality.group_coverage
-    part = {"volume": "voxels", "parcels": "parcels"}.get(grid.kind, "elements")
+    covered = quality.group_coverage
     return (
-        f"Of {len(share):,} {part}, {int((share == 1).sum()):,} have signal in everyone, {int((share < 0.9).sum()):,} "
-        f"in fewer than 90 % of the people, and {int((share == 0).sum()):,} in nobody. A correlation with an element "
-        "without signal is not known, so the number of people differs between elements."
+        f"Of {count(len(covered), grid.element)}, {int((covered == 1).sum()):,} have signal in everyone, "
+        f"{int((covered < 0.9).sum()):,} in fewer than 90 % of the people, and {int((covered == 0).sum()):,} in "
+        f"nobody. A correlation with a {grid.element} without signal is not known, so the number of people differs "
+        f"between {grid.element}s. Share of the people with signal, {grid.element} by {grid.element}:"
     )
 
 
@@ -146,17 +166,22 @@ def _coverage_map(quality: CohortQuality, grid: Grid) -> Figure | None:
         return None
     low, high = np.quantile(grid.centres[:, 2], (0.04, 0.96))
     planes = [cut(grid, 0, at) for at in _SAGITTAL_MM] + [cut(grid, 2, at) for at in np.rint(np.linspace(low, high, 6))]
-    row = Row("Share of the people with signal", quality.group_coverage.astype(np.float32))
-    image = draw(planes, [row], scale="share of the people", mark=None)
-    alt = f"Brain slices at {listed(plane.label for plane in planes)}: share of the people with signal in each voxel."
-    return Figure(image, alt, "Where people have signal; grey template without colour: nobody, or off the grid.", True)
+    # who lacks signal is drawn, because nearly everyone has it nearly everywhere
+    lacking, everywhere = (1 - quality.group_coverage).astype(np.float32), np.ones(grid.n_voxels, bool)
+    lacking[lacking <= _FEW] = 0
+    image = draw(planes, [Row("Share of the people without signal", lacking, everywhere)], scale=_SCALE, mark=None)
+    alt = f"Brain slices at {listed(plane.label for plane in planes)}: share of the people who have no signal there."
+    caption = (
+        f"Where people have no signal. The line is the border of the grid; grey in it: at most {share(_FEW)} lack it."
+    )
+    return Figure(image, alt, caption, True)
 
 
-def _lacking(quality: CohortQuality) -> Table | None:
+def _lacking(quality: CohortQuality, grid: Grid) -> Table | None:
     order = quality.table.sort_values("coverage", kind="stable")
     order = order[order["coverage"] < 1].head(_LACKING)
     rows = [[r["subject"], percent(r["coverage"]), whole(r["n_flat"])] for r in order.to_dict("records")]
-    head = ["person", "coverage", "elements without signal"]
+    head = ["person", "coverage", f"{grid.element}s without signal"]
     return Table("People who lack most", head, rows, ("person",)) if rows else None
 
 

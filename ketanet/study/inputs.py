@@ -9,32 +9,52 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from ketanet import labelling, storage
 from ketanet.cohort import open_cohort, select, without_damaged
 from ketanet.errors import InputError, KetanetWarning
 from ketanet.grid import Grid, grid_from_attrs, require_same_grid
 from ketanet.group import MIN_SUBJECTS
-from ketanet.seeds import holds_images, read_coordinates, seeds_from_coordinates, seeds_from_images
+from ketanet.seeds import holds_images, load_seeds, read_coordinates, seeds_from_coordinates, seeds_from_images
 from ketanet.study.settings import Study
+
+MAIN = "main"
+"""Name of the variant that is the study itself."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Seeds, and the signal taken of them."""
+
+    seeds: xr.Dataset
+    signal: str
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a run stands on, opened and checked before anything is computed."""
+    """Everything a run stands on, opened and checked before anything is computed.
+
+    `variants` are mapped in the cohorts: the study itself first (:data:`MAIN`), then those of the robustness analysis
+    (``radius-1``, ``signal-pc1``) and the contrasts of other conditions (``control-pain``). `mask` is where the group
+    test is made, `grey` where places are drawn, both bool (voxel,) or None for the whole grid.
+    """
 
     study: Study
     cohorts: dict[str, xr.Dataset]
     grid: Grid
-    seeds: dict[float | None, xr.Dataset]
+    variants: dict[str, Variant]
     atlas: xr.Dataset
+    mask: NDArray[np.bool_] | None = None
+    grey: NDArray[np.bool_] | None = None
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     """By cohort looked through for damage: people left out, and what is wrong with their chunks."""
 
     @property
     def main(self) -> xr.Dataset:
-        return next(iter(self.seeds.values()))
+        return self.variants[MAIN].seeds
 
     @property
     def directions(self) -> list[str]:
@@ -77,10 +97,10 @@ def open_inputs(study: Study) -> Inputs:
         _require_enough(name, cohorts[name])
     assert grid is not None
     _warn_shared_people(cohorts)
-    if study.group.mask:
-        grid.read_mask(study.group.mask)
-    seeds = _seeds(study, grid)
-    return Inputs(study, cohorts, grid, seeds, labelling.atlas(study.labels.atlas, grid))
+    mask = None if study.group.mask is None else grid.read_mask(study.group.mask)
+    grey = mask if study.null is None or study.null.mask is None else grid.read_mask(study.null.mask)
+    atlas = labelling.atlas(study.labels.atlas, grid)
+    return Inputs(study, cohorts, grid, _variants(study, grid), atlas, mask, grey)
 
 
 def _require_enough(name: str, cohort: xr.Dataset) -> None:
@@ -105,7 +125,9 @@ def _warn_shared_people(cohorts: Mapping[str, xr.Dataset]) -> None:
 def refuse_inputs_inside(study: Study, source: Path, folder: Path) -> None:
     """Results never go where an input lies."""
     atlas = study.labels.atlas if isinstance(study.labels.atlas, list) else [study.labels.atlas]
-    files = [str(source), study.coordinates, study.group.mask, *(c.store for c in study.cohorts.values())]
+    files = [str(source), study.coordinates, study.studies, study.group.mask, study.null and study.null.mask]
+    files += [c.store for c in study.cohorts.values()] + [c.coordinates for c in study.specificity.values()]
+    files += [] if study.maps is None else list(study.maps.files.values())
     files += [entry.get("file") if isinstance(entry, dict) else entry for entry in atlas]
     for file in files:
         if (
@@ -116,36 +138,48 @@ def refuse_inputs_inside(study: Study, source: Path, folder: Path) -> None:
             raise InputError(f"{file} lies inside the results folder {folder}; choose another folder")
 
 
-def _seeds(study: Study, grid: Grid) -> dict[float | None, xr.Dataset]:
-    """Seeds of the main radius first, then of the radii of the robustness analysis."""
+def _variants(study: Study, grid: Grid) -> dict[str, Variant]:
     settings = study.seeds
-    if holds_images(study.coordinates):
-        return {None: seeds_from_images(study.coordinates, grid, directions=study.directions)}
-    table = read_coordinates(study.coordinates, directions=study.directions, studies=study.studies)
-
-    def load(radius: float, drop_empty: bool = False) -> xr.Dataset:
-        return seeds_from_coordinates(
-            table,
+    main = _seeds(study, grid, settings.radius_mm)
+    found = {MAIN: Variant(main, settings.signal)}
+    if not holds_images(study.coordinates):
+        for radius in study.robustness.radii_mm:
+            if radius == settings.radius_mm:
+                continue
+            with warnings.catch_warnings():
+                # said once, for the main radius
+                warnings.simplefilter("ignore", KetanetWarning)
+                other = _seeds(study, grid, radius, drop_empty=True)
+            if lost := main.sizes["seed"] - other.sizes["seed"]:
+                warnings.warn(
+                    f"at {radius:g} mm (robustness.radii_mm) {lost} contrasts reach no voxel; that variant is without "
+                    "them",
+                    KetanetWarning,
+                    stacklevel=2,
+                )
+            found[f"radius-{radius:g}"] = Variant(other, settings.signal)
+    found |= {f"signal-{s}": Variant(main, s) for s in study.robustness.signals if s != settings.signal}
+    for name, control in study.specificity.items():
+        seeds = load_seeds(
+            control.coordinates,
             grid,
-            radius_mm=radius,
+            radius_mm=settings.radius_mm,
             rule=settings.rule,
-            directions=study.directions,
-            drop_empty=drop_empty,
+            directions=control.directions,
+            direction=name,
         )
+        found[f"control-{name}"] = Variant(seeds, settings.signal)
+    return found
 
-    sets: dict[float | None, xr.Dataset] = {None: load(settings.radius_mm)}
-    for radius in study.robustness.radii_mm:
-        if radius == settings.radius_mm:
-            continue
-        with warnings.catch_warnings():
-            # said once, for the main radius
-            warnings.simplefilter("ignore", KetanetWarning)
-            sets[radius] = load(radius, drop_empty=True)
-        lost = sets[None].sizes["seed"] - sets[radius].sizes["seed"]
-        if lost:
-            warnings.warn(
-                f"at {radius:g} mm (robustness.radii_mm) {lost} contrasts reach no voxel; that variant is without them",
-                KetanetWarning,
-                stacklevel=2,
-            )
-    return sets
+
+def _seeds(study: Study, grid: Grid, radius_mm: float, *, drop_empty: bool = False) -> xr.Dataset:
+    if holds_images(study.coordinates):
+        return seeds_from_images(study.coordinates, grid, directions=study.directions)
+    return seeds_from_coordinates(
+        read_coordinates(study.coordinates, directions=study.directions, studies=study.studies),
+        grid,
+        radius_mm=radius_mm,
+        rule=study.seeds.rule,
+        directions=study.directions,
+        drop_empty=drop_empty,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 
 from ketanet.errors import InputError
 from ketanet.files import disk_errors, write_text
+
+log = logging.getLogger("ketanet")
 
 DESCRIPTION = "dataset_description.json"
 PROVENANCE = "provenance.json"
@@ -69,6 +72,13 @@ class Ledger:
     def write(self) -> None:
         """Write the ledger, atomically."""
         write_text(self.path, json.dumps(self.content, indent=2, default=str) + "\n")
+
+
+def is_due(ledger: Ledger, stage: str, key: str, outputs: Sequence[str]) -> bool:
+    """Whether a stage must be run; says which."""
+    done = ledger.is_done(stage, key, outputs)
+    log.info("%s: %s", stage, "there already" if done else "computing")
+    return not done
 
 
 def claim(folder: Path, study: str, description: Mapping[str, Any], contents: Sequence[str], *, force: bool) -> None:

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -188,6 +189,20 @@ class Study(_Block):
         if self.group.tail == "positive" and self.network.sign != "positive":
             raise ValueError("network.sign other than 'positive' needs group.tail 'two-sided': the rest is not tested")
         return self
+
+    def with_null(self, changes: Mapping[str, Any]) -> Study:
+        """The study with null models, these settings in the place of its own.
+
+        Raises
+        ------
+        InputError
+            A value is not allowed.
+        """
+        own = self.null.model_dump() if self.null else {}
+        try:
+            return self.model_copy(update={"null": NullSettings.model_validate(own | dict(changes))})
+        except ValidationError as error:
+            raise InputError(f"null: {_in_words(error)}") from error
 
     def to_toml(self) -> str:
         """The study as TOML, every default included."""
