@@ -16,10 +16,28 @@ if TYPE_CHECKING:
     from ketanet.cohort import cohort_info, cohort_quality, open_cohort, select, verify_cohort, without_damaged
     from ketanet.compute import connect, open_results, save
     from ketanet.connectivity import seed_maps
+    from ketanet.degree import degree_map
     from ketanet.errors import InputError, KetanetError, KetanetWarning, StoreError
     from ketanet.grid import GrayordinateGrid, ParcelGrid, VolumeGrid
-    from ketanet.group import one_sample, threshold
-    from ketanet.inference import compare_images, compare_maps, robustness_table
+    from ketanet.group import network_difference, one_sample, threshold, two_sample
+    from ketanet.inference import (
+        bootstrap_studies,
+        compare_images,
+        compare_maps,
+        compare_with_maps,
+        contrast_agreement,
+        correlation_test,
+        degree_control,
+        direction_null,
+        enough_people,
+        fewer_studies,
+        location_null,
+        null_table,
+        people_curve,
+        replication_table,
+        robustness_table,
+        specificity,
+    )
     from ketanet.ingest import (
         CiftiSource,
         Denoise,
@@ -56,8 +74,26 @@ _HOME = {
     "connectivity": ("seed_maps",),
     "errors": ("InputError", "KetanetError", "KetanetWarning", "StoreError"),
     "grid": ("GrayordinateGrid", "ParcelGrid", "VolumeGrid"),
-    "group": ("one_sample", "threshold"),
-    "inference": ("compare_images", "compare_maps", "robustness_table"),
+    "degree": ("degree_map",),
+    "group": ("network_difference", "one_sample", "threshold", "two_sample"),
+    "inference": (
+        "bootstrap_studies",
+        "compare_images",
+        "compare_maps",
+        "compare_with_maps",
+        "contrast_agreement",
+        "correlation_test",
+        "degree_control",
+        "direction_null",
+        "enough_people",
+        "fewer_studies",
+        "location_null",
+        "null_table",
+        "people_curve",
+        "replication_table",
+        "robustness_table",
+        "specificity",
+    ),
     "ingest": (
         "CiftiSource",
         "Denoise",

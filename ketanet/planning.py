@@ -26,6 +26,17 @@ _STORED_BYTES = 25  # a seed and voxel in a group store: n, mean, var, t, p, q a
 
 
 @dataclass(frozen=True)
+class DrawsSize:
+    """What the cost of many seeds in batches follows from: the pass they would be together, seeds a batch, readings of
+    the cohort for each, and bytes that a seed leaves."""
+
+    whole: PassSize
+    batch: int
+    readings: int
+    kept_bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Cost of one or more passes.
 
@@ -115,13 +126,17 @@ class Plan:
         )
 
 
-def plan(group: xr.Dataset | Sequence[xr.Dataset], *, workers: int | None = None) -> Plan:
+def plan(
+    group: xr.Dataset | Sequence[xr.Dataset], *, draws: Sequence[DrawsSize] = (), workers: int | None = None
+) -> Plan:
     """Cost of computing lazy group maps.
 
     Parameters
     ----------
     group : xarray.Dataset or sequence of Datasets
         As :func:`ketanet.one_sample` gives it; of several, the passes are added up.
+    draws : sequence of DrawsSize
+        Seeds mapped in batches besides.
     workers : int, optional
         Tasks side by side; default: the CPU cores this process may use.
 
@@ -139,13 +154,20 @@ def plan(group: xr.Dataset | Sequence[xr.Dataset], *, workers: int | None = None
     for one in groups:
         if "pass" not in one.attrs:
             raise InputError("these are no group maps made by one_sample; there is no pass over a cohort to plan")
-    return plan_passes([PassSize(**one.attrs["pass"]) for one in groups], workers=workers)
+    return plan_passes([PassSize(**one.attrs["pass"]) for one in groups], draws=draws, workers=workers)
 
 
-def plan_passes(sizes: Sequence[PassSize], *, workers: int | None = None, seconds: float | None = None) -> Plan:
-    """Cost of passes of given sizes, run together."""
+def plan_passes(
+    sizes: Sequence[PassSize],
+    *,
+    draws: Sequence[DrawsSize] = (),
+    workers: int | None = None,
+    seconds: float | None = None,
+) -> Plan:
+    """Cost of passes of given sizes, run together, and of draws mapped after them."""
     count = workers or available_cores()
     parts = [_one_pass(size) for size in sizes] + [_sign_flips(size) for size in sizes if size.flips]
+    parts += [_draws(size, count) for size in draws]
     task = max(p["task"] for p in parts)
     total = BASE_BYTES + count * task + sum(p["waiting"] for p in parts)
     return Plan(
@@ -155,7 +177,8 @@ def plan_passes(sizes: Sequence[PassSize], *, workers: int | None = None, second
         flops=float(sum(p["flops"] for p in parts)),
         task_memory=task,
         total_memory=total,
-        bytes_written=sum(s.seeds * s.voxels * (_STORED_BYTES + 4 * (s.columns > 0)) for s in sizes),
+        bytes_written=sum(s.seeds * s.voxels * (_STORED_BYTES + 4 * (s.columns > 0)) for s in sizes)
+        + sum(d.kept_bytes * d.whole.seeds for d in draws),
         bytes_partials=sum(int(PARTIAL_SHARE * s.people * s.row_bytes) for s in sizes),
         workers=count,
         seconds=seconds,
@@ -211,6 +234,25 @@ def _sign_flips(size: PassSize) -> dict[str, int]:
         "task": max(writing, flipping),
         "waiting": signs + 8 * size.seeds * size.targets,
         "scratch": 4 * size.people * size.targets * together,
+    }
+
+
+def _draws(size: DrawsSize, workers: int) -> dict[str, int]:
+    """The same of seeds mapped in batches; as many batches as workers are under way."""
+    whole, batch = size.whole, min(size.batch, size.whole.seeds)
+    batches = -(-whole.seeds // batch)
+    signals = 4 * whole.people * batch * whole.frames if size.readings > 1 else 0
+    reading = 8 * whole.voxels * whole.frames + GROUP * (whole.row_bytes + 8 * batch * whole.frames)
+    sums = 28 * batch * whole.targets
+    testing = 24 * batch * whole.targets
+    return {
+        "people": batches * size.readings * whole.people,
+        "bytes_read": batches * size.readings * whole.people * whole.row_bytes,
+        "flops": 2 * whole.people * whole.seeds * whole.targets * whole.frames,
+        "tasks": batches * (size.readings + 1),
+        "task": max(reading + sums, testing),
+        "waiting": 4 * batch * whole.targets * workers,
+        "scratch": workers * signals,
     }
 
 

@@ -150,6 +150,32 @@ def test_seeds_map_overlap_label_compare(run, world: Path, tmp_path: Path) -> No
     assert (tmp_path / "t_clusters.tsv").is_file()
 
 
+def write_grayordinates(path: Path, values: np.ndarray) -> Path:
+    """A map of 60 vertices of a left cortex and 24 voxels."""
+    from nibabel import cifti2
+
+    cortex = cifti2.BrainModelAxis.from_surface(np.arange(60), 80, "CortexLeft")
+    deep = np.stack(np.unravel_index(np.arange(24), (4, 5, 6)), axis=1)
+    voxels = cifti2.BrainModelAxis("THALAMUS_LEFT", voxel=deep, affine=np.diag([4.0, 4, 4, 1]), volume_shape=(4, 5, 6))
+    header = (cifti2.ScalarAxis(["map"]), cortex + voxels)
+    nib.save(cifti2.Cifti2Image(values[None].astype(np.float32), header=header), path)
+    return path
+
+
+def test_compare_maps_of_grayordinates(refused, run, world: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    a, b = (np.where(rng.random(84) < share, rng.normal(size=84), 0).astype(np.float32) for share in (0.4, 0.6))
+    paths = [write_grayordinates(tmp_path / f"{n}.dscalar.nii", v) for n, v in enumerate((a, b))]
+    found = json.loads(run("compare", *paths, "--n", 0, "--json")[1])
+    both, either = (a != 0) & (b != 0), (a != 0) | (b != 0)
+    assert found["dice"] == pytest.approx(2 * both.sum() / ((a != 0).sum() + (b != 0).sum()))
+    assert (found["voxels_a"], found["voxels_both"]) == ((a != 0).sum(), both.sum())
+    assert found["spatial_r"] == pytest.approx(np.corrcoef(a[either], b[either])[0, 1])
+    refused(["compare", world / "mask.nii.gz", paths[0], "--n", 0], "mask.nii.gz", "0.dscalar.nii", "of a kind")
+    empty = write_grayordinates(tmp_path / "empty.dscalar.nii", np.zeros(84))
+    refused(["compare", empty, empty, "--n", 0], "nothing to compare")
+
+
 def test_overlap_of_two_directions_wants_one(refused, run, world: Path, tmp_path: Path) -> None:
     run("map", world / "healthy.zarr", world / "coordinates.tsv", "--out", tmp_path / "g.zarr")
     words = ["overlap", tmp_path / "g.zarr", "--out", tmp_path / "o.nii.gz"]

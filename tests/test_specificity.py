@@ -207,7 +207,7 @@ def test_order_and_tiles_change_nothing(kind: str, volume: VolumeGrid, monkeypat
         directions=["increase", "decrease"],
     )
     # the function has the name of its module
-    module = importlib.import_module("ketanet.inference.specificity")
+    module = importlib.import_module("ketanet.inference.conditions")
     monkeypatch.setattr(module, "_VOXELS", 13)
     monkeypatch.setattr(module, "_DRAWS", 7)
     tiled = specificity(maps, control, statistic=kind)

@@ -90,6 +90,10 @@ def map_(
     tail: Annotated[Tail, typer.Option("--tail")] = Tail.positive,
     correction: Annotated[Correction, typer.Option("--correction")] = Correction.fdr_bh_positive,
     alpha: Annotated[float, typer.Option("--alpha")] = 0.05,
+    covariate: Annotated[
+        list[str] | None, typer.Option("--covariate", help="Column of the subjects to regress out; repeat for more.")
+    ] = None,
+    flips: Annotated[int, typer.Option("--flips", help="Sign flips of --correction fwe_max.")] = 1000,
     directions: Directions = None,
     direction: DirectionOption = None,
     space: SpaceOption = None,
@@ -128,6 +132,8 @@ def map_(
         tail=tail.value,
         correction=correction.value,
         alpha=alpha,
+        covariates=covariate or [],
+        n_flips=flips,
         partials=partials_beside(out),
     )
     if skip_bad:

@@ -30,6 +30,7 @@ class Correction(StrEnum):
     fdr_bh = "fdr_bh"
     fdr_by = "fdr_by"
     bonferroni = "bonferroni"
+    fwe_max = "fwe_max"
     none = "none"
 
 

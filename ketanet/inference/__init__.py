@@ -10,12 +10,12 @@ from ketanet.inference.comparison import (
     compare_with_maps,
     correlation_test,
 )
+from ketanet.inference.conditions import specificity
 from ketanet.inference.degree import degree_control
 from ketanet.inference.direction import direction_null, joint_direction_p
 from ketanet.inference.location import location_null, null_table
 from ketanet.inference.replication import contrast_agreement, replication_table
 from ketanet.inference.robustness import robustness_table
-from ketanet.inference.specificity import specificity
 from ketanet.inference.subsampling import enough_people, people_curve
 from ketanet.inference.surrogates import surrogate_maps
 

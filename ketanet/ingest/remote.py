@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,6 @@ from ketanet.ingest.connectome import ObjectFile, hdf5_from
 from ketanet.ingest.leaddbs import VOLUME
 from ketanet.ingest.source import Nuisance, Record, Run, Scan, Source
 from ketanet.ingest.xcpd import XcpdSource
-
-KINDS: Final = ("nifti", "parcels", "fmriprep", "xcpd", "xcpd-parcels", "cifti", "nimlab", "leaddbs", "lacuna")
-"""Sources whose subjects are known from tables, sidecars and the first bytes of images."""
 
 _START_BYTES = 2**20
 """What is fetched of an object to look at its header; masks are whole in that."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from ketanet import spec, storage
 from ketanet.errors import InputError
-from ketanet.ingest.remote import KINDS as REMOTE_KINDS
 from ketanet.ingest.remote import RemoteSource
 from ketanet.ingest.source import Source
 
@@ -46,8 +45,6 @@ def source_of_kind(kind: str, path: Any, **options: Any) -> Source:
     """
     spec.choice(kind, tuple(KINDS), "the source")
     if isinstance(path, str) and storage.is_remote(path):
-        if kind not in REMOTE_KINDS:
-            raise InputError(f"{path}: --source {kind} is read from a disk; copy the files there first")
         return RemoteSource(path, partial(source_of_kind, kind, **options))
     module, name = KINDS[kind].split(".")
     make = getattr(import_module(f"ketanet.ingest.{module}"), name)

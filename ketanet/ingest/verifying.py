@@ -159,7 +159,8 @@ def _chosen(
 def _problems_of_common_files(source: Source, kept: dict[str, Any]) -> list[Problem]:
     """Files that belong to no subject, such as the mask: they must be those of one of the ingestions."""
     accounts = [kept.get("sources", {}), *(addition.get("sources", {}) for addition in kept.get("appended", []))]
-    if checksums(source.describe()) in [checksums(account) for account in accounts]:
+    now, known = checksums(source.describe()), [checksums(account) for account in accounts]
+    if not now or now in known or [] in known:  # what was read in parts has no checksum
         return []
     what = "the files that it has for all (mask, label image, packed series) are not those that were taken in"
     return [Problem("(all)", "source", what)]

@@ -42,18 +42,18 @@ def draw_bars(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit
     bytes
         A PNG image.
     """
-    figure, axes = _figure((6.4, 1.1 + len(names) * (0.14 + 0.16 * len(shares))))
+    figure, axes = new_figure((6.4, 1.1 + len(names) * (0.14 + 0.16 * len(shares))))
     thick = 0.8 / len(shares)
     for number, (direction, values) in enumerate(shares.items()):
         # matplotlib leaves a label with a leading underscore out of the legend
-        label = _plain(direction).lstrip("_")
+        label = axis_text(direction).lstrip("_")
         percent = 100 * np.nan_to_num(np.asarray(values, float))
         at = np.arange(len(names)) + (number - (len(shares) - 1) / 2) * thick
         colour = DIRECTION_COLOURS[number % len(DIRECTION_COLOURS)]
         bars = axes.barh(at, percent, height=thick * 0.92, color=colour, label=label)
         numbers = [f"{p:.1f}" if np.isfinite(v) else "n/a" for p, v in zip(percent, values, strict=True)]
         axes.bar_label(bars, numbers, padding=3, fontsize=9)
-    axes.set_yticks(np.arange(len(names)), [_plain(name) for name in names])
+    axes.set_yticks(np.arange(len(names)), [axis_text(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     # room for the number behind the longest bar
     axes.set_xlim(0, limit * 1.1)
@@ -68,7 +68,7 @@ def draw_bars(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit
 
 def draw_polar(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit: float) -> bytes:
     """The same shares on a polar axis, one closed line per direction; see :func:`draw_bars`."""
-    figure, axes = _figure((6.4, 4.8), projection="polar")
+    figure, axes = new_figure((6.4, 4.8), projection="polar")
     angle = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     for number, (direction, values) in enumerate(shares.items()):
         percent = 100 * np.nan_to_num(np.asarray(values, float))
@@ -81,12 +81,12 @@ def draw_polar(names: Sequence[str], shares: Mapping[str, Sequence[float]], limi
             marker=marker,
             markersize=4,
             linewidth=1.6,
-            label=_plain(direction).lstrip("_"),
+            label=axis_text(direction).lstrip("_"),
         )
         axes.fill(*closed, color=colour, alpha=0.15)
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
-    axes.set_xticks(angle, [_plain(name) for name in names], fontsize=9)
+    axes.set_xticks(angle, [axis_text(name) for name in names], fontsize=9)
     for text, where in zip(axes.get_xticklabels(), angle, strict=True):
         side = np.sin(where)
         text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
@@ -124,7 +124,7 @@ def draw_distribution(
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure((4.4, 2.3))
+    figure, axes = new_figure((4.4, 2.3))
     ends = [values.min(), values.max(), *([] if limit is None else [limit])]
     low, high = min(ends), max(ends)
     room = 0.03 * (high - low) or max(0.05 * abs(high), 0.5)
@@ -136,7 +136,7 @@ def draw_distribution(
     edges = np.concatenate([[2 * edges[0] - edges[1]], edges, [2 * edges[-1] - edges[-2]]])
     parts = [values[~beyond], values[beyond]]
     axes.hist(parts, edges, stacked=True, color=[DIRECTION_COLOURS[1], DIRECTION_COLOURS[0]])
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel(label)
     axes.set_ylabel("people")
@@ -148,16 +148,23 @@ def _ticks(limit: float) -> NDArray[np.float64]:
     return np.arange(0, limit + 1, 5 if limit <= 20 else 10 if limit <= 40 else 20)
 
 
-def _figure(size: tuple[float, float], projection: str | None = None) -> tuple[Any, Any]:
+def new_figure(size: tuple[float, float], projection: str | None = None) -> tuple[Any, Any]:
+    """A figure of a size in inches with one pair of axes."""
+    figure = empty_figure(size)
+    return figure, figure.add_subplot(projection=projection)
+
+
+def empty_figure(size: tuple[float, float]) -> Any:
+    """A figure of a size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot(projection=projection)
+    return figure
 
 
-def _plain(text: str) -> str:
+def axis_text(text: str) -> str:
     """Text short enough for an axis, and taken as it is: a dollar sign would start mathematics."""
     short = text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
     return short.replace("$", r"\$")

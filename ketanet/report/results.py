@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,8 @@ from ketanet import spec
 from ketanet.compute import open_results
 from ketanet.errors import InputError
 from ketanet.grid import Grid, grid_from_attrs
+from ketanet.report.evidence import Evidence, load_evidence
+from ketanet.report.reading import read_parsed, read_table
 
 _COUNTS: Final = ("n_coordinates", "n_outside", "n_voxels")
 _PLACES: Final = tuple(f"{what}_{axis}" for what in ("peak", "com") for axis in "xyz")
@@ -26,7 +28,6 @@ _PLACES: Final = tuple(f"{what}_{axis}" for what in ("peak", "com") for axis in 
 _SETTINGS: Final = ("name", "preset", "coordinates", "directions", *spec.PRESETS["fcnm"])
 _FACTS: Final = ("ketanet", "python", "packages", "study_file", "grid", "cohorts", "seeds", "atlas")
 
-# Columns that hold numbers; all others are text, whatever they look like: a source study may be called 2008 or NA.
 _TABLES: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
     "seeds": ("seeds.tsv", ("seed", "source_study", "contrast", "direction"), _COUNTS),
     "canonical": (
@@ -69,7 +70,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Results:
-    """A finished results folder: settings, facts of the run, tables and stores."""
+    """A finished results folder: settings, facts of the run, tables and stores, and what evidence there is."""
 
     folder: Path
     settings: dict[str, Any]
@@ -83,6 +84,7 @@ class Results:
     canonical: pd.DataFrame
     clusters: pd.DataFrame
     robustness: pd.DataFrame
+    evidence: Evidence
 
     @property
     def cohorts(self) -> list[str]:
@@ -134,12 +136,12 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
         The folder does not hold finished results, or a file in it is damaged.
     """
     root = Path(folder)
-    settings = _parsed(root / "study.toml", tomllib.loads, _SETTINGS)
+    settings = read_parsed(root / "study.toml", tomllib.loads, _SETTINGS)
     spec.choice(settings["preset"], spec.PRESETS, f"{root / 'study.toml'}: preset")
-    provenance = _parsed(root / "provenance.json", json.loads, _FACTS)
+    provenance = read_parsed(root / "provenance.json", json.loads, _FACTS)
     if not provenance.get("complete", True):
         raise InputError(f"{root}: the last run did not finish, so settings and maps may not fit; run the study again")
-    tables = {name: _table(root / file, text, numbers) for name, (file, text, numbers) in _TABLES.items()}
+    tables = {name: read_table(root / file, text, numbers) for name, (file, text, numbers) in _TABLES.items()}
     group, stored = (open_results(root / f"{name}.zarr") for name in ("group", "networks"))
     spec.validate(group, "group", extra_dims=("cohort",))
     spec.validate(stored, "networks", extra_dims=("cohort",))
@@ -151,7 +153,10 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
         for direction in stored["direction"].values
         for cohort in stored["cohort"].values
     ]
-    return Results(root, settings, provenance, grid, group, networks, dict(stored.attrs), people, **tables)
+    evidence = load_evidence(root, settings, stored)
+    return Results(
+        root, settings, provenance, grid, group, networks, dict(stored.attrs), people, **tables, evidence=evidence
+    )
 
 
 def _network(one: xr.Dataset, grid: Grid, at_least: float) -> Network:
@@ -171,41 +176,6 @@ def _network(one: xr.Dataset, grid: Grid, at_least: float) -> Network:
         covered_voxels=int(grid.painted[covered].sum()),
         volume_cm3=grid.volume_of(inside) / 1000,
     )
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; a report needs a finished results folder (ketanet run)")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file ({error}); run the study again") from error
-
-
-def _parsed(path: Path, parse: Callable[[str], Any], needed: Sequence[str]) -> dict[str, Any]:
-    text = _text(path)
-    try:
-        content = dict(parse(text))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); run the study again") from error
-    missing = [name for name in needed if name not in content]
-    if missing:
-        raise InputError(f"{path}: {missing[0]!r} is missing; this is not what a run leaves; run the study again")
-    return content
-
-
-def _table(path: Path, text: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
-    _text(path)
-    try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except ValueError as error:
-        raise InputError(f"{path}: not a readable table ({error}); run the study again") from error
-    missing = [name for name in (*text, *numbers) if name not in table.columns]
-    if missing:
-        raise InputError(f"{path}: column {missing[0]!r} is missing; run the study again")
-    for name in numbers:
-        table[name] = pd.to_numeric(table[name], errors="coerce")
-    return table
 
 
 def rows_of(table: pd.DataFrame, network: Network) -> pd.DataFrame:

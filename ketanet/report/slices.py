@@ -19,7 +19,6 @@ from ketanet.grid import GrayordinateGrid, Grid, nearest_resample
 from ketanet.grid.grayordinates import RIBBON_MM
 from ketanet.report.results import Network
 
-COLOURS: Final = "plasma"  # even steps of lightness, told apart by colour-blind people, no hue of the grey template
 AXES: Final = "xyz"
 _SAGITTAL, _AXIAL = 0, 2
 _HORIZONTAL: Final = {_SAGITTAL: 1, _AXIAL: 0}
@@ -36,6 +35,24 @@ _SCALE_WIDTH = 92  # pixels on the right, for the colour scale
 _FADED = 0.35
 
 Rgb = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Colours:
+    """A colour scale: matplotlib's name of it, and the values at its ends."""
+
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+
+
+SHARES: Final = Colours("plasma")
+"""Even steps of lightness, told apart by colour-blind people, no hue of the grey template."""
+
+
+def differences(largest: float) -> Colours:
+    """Scale of values on both sides of zero: blue below, orange to red above, both dark at the ends."""
+    return Colours("RdYlBu_r", -largest, largest)
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Row:
-    """A map to show: values (voxel,) from 0 to 1, nothing where 0 or NaN.
+    """A map to show: values (voxel,), nothing where 0 or NaN.
 
     `inside` (voxel,), where given, is outlined and the rest fades.
     """
@@ -154,7 +171,7 @@ def _template() -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.fl
     return values, affine, corners.min(axis=0) - _MARGIN_MM, corners.max(axis=0) + _MARGIN_MM
 
 
-def paint(plane: Slice, row: Row) -> Rgb:
+def paint(plane: Slice, row: Row, colours: Colours = SHARES) -> Rgb:
     """Colours (row, column, 3) of a map on a plane, from 0 to 1."""
     from matplotlib import colormaps
 
@@ -164,8 +181,9 @@ def paint(plane: Slice, row: Row) -> Rgb:
     on = plane.element >= 0
     value = np.full(plane.element.shape, np.nan, np.float32)
     value[on] = row.values[plane.element[on]]
-    shown = np.nan_to_num(value) > 0
-    colour = colormaps[COLOURS](np.clip(value[shown], 0, 1))[:, :3].astype(np.float32)
+    shown = np.nan_to_num(value) > 0 if colours.low == 0 else np.nan_to_num(value) != 0
+    part = (value[shown] - colours.low) / (colours.high - colours.low)
+    colour = colormaps[colours.name](np.clip(part, 0, 1))[:, :3].astype(np.float32)
     inside = np.zeros(on.shape, bool)
     if row.inside is not None:
         inside[on] = row.inside[plane.element[on]]
@@ -182,8 +200,16 @@ def _edge(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return inside & ~core
 
 
-def draw(planes: Sequence[Slice], rows: Sequence[Row], *, scale: str, mark: float | None, zoom: int = 1) -> bytes:
-    """Draw maps as rows of slices with one colour scale from 0 to 1.
+def draw(
+    planes: Sequence[Slice],
+    rows: Sequence[Row],
+    *,
+    scale: str,
+    mark: float | None,
+    zoom: int = 1,
+    colours: Colours = SHARES,
+) -> bytes:
+    """Draw maps as rows of slices with one colour scale.
 
     Parameters
     ----------
@@ -195,6 +221,8 @@ def draw(planes: Sequence[Slice], rows: Sequence[Row], *, scale: str, mark: floa
         Value marked on the scale: the threshold.
     zoom : int
         Pixels a millimetre.
+    colours : Colours
+        Default: from 0 to 1.
 
     Returns
     -------
@@ -217,7 +245,7 @@ def draw(planes: Sequence[Slice], rows: Sequence[Row], *, scale: str, mark: floa
         axes.text(4, top - 9, row.title, fontsize=12, fontweight="bold", color="black")
         left = 0
         for plane in planes:
-            tile = paint(plane, row)
+            tile = paint(plane, row, colours)
             start = top + (row_height - len(tile)) // 2
             canvas[start : start + len(tile), left : left + tile.shape[1]] = tile
             _sides(axes, plane, left, start)
@@ -226,7 +254,7 @@ def draw(planes: Sequence[Slice], rows: Sequence[Row], *, scale: str, mark: floa
                 axes.text(middle, height - 8, plane.label, fontsize=11, ha="center", color="black")
             left += tile.shape[1] + _GAP
     axes.imshow(np.repeat(np.repeat(canvas, zoom, 0), zoom, 1), extent=(0, width, height, 0), interpolation="nearest")
-    _colour_scale(figure, width, height, scale, mark)
+    _colour_scale(figure, width, height, scale, mark, colours)
     return png(figure)
 
 
@@ -237,13 +265,14 @@ def _sides(axes: Any, plane: Slice, left: int, top: int) -> None:
         axes.text(x, top + 12, text, fontsize=10, ha="center", va="center", color="0.25")
 
 
-def _colour_scale(figure: Any, width: int, height: int, name: str, mark: float | None) -> None:
+def _colour_scale(figure: Any, width: int, height: int, name: str, mark: float | None, colours: Colours) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     tall = min(260, height - 70)
     bar = figure.add_axes(((width - 80) / width, (height - tall) / 2 / height, 14 / width, tall / height))
-    scale = figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar, ticks=np.linspace(0, 1, 6))
+    ticks = np.linspace(colours.low, colours.high, 6 if colours.low == 0 else 5)
+    scale = figure.colorbar(ScalarMappable(Normalize(colours.low, colours.high), colours.name), cax=bar, ticks=ticks)
     scale.ax.tick_params(labelsize=10)
     scale.set_label(name, fontsize=10)
     if mark is not None:

@@ -47,3 +47,10 @@ def listed(parts: Iterable[Any], *, most: int | None = None) -> str:
     if most is not None and len(words) > most:
         return f"{', '.join(words[:most])} and {len(words) - most} more"
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def p_value(p: float) -> str:
+    """A p as it is printed: two digits, three where two would not tell it from .05; n/a where there is none."""
+    if not np.isfinite(p):
+        return MISSING
+    return f"{p:.3g}" if 0.045 <= p < 0.0555 else f"{p:.2g}"

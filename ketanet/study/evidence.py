@@ -14,10 +14,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ketanet.batches import SMALL_GRID
 from ketanet.compute import open_results, save
+from ketanet.connectivity import row_bytes
 from ketanet.degree import degree_map
 from ketanet.errors import InputError
 from ketanet.files import write_table
+from ketanet.group import PassSize
 from ketanet.inference import (
     bootstrap_studies,
     compare_with_maps,
@@ -33,10 +36,12 @@ from ketanet.inference import (
     replication_table,
     specificity,
 )
+from ketanet.inference.conditions import check_specificity
 from ketanet.inference.direction import check_direction_null
 from ketanet.inference.draws import check_draws
-from ketanet.inference.specificity import check_specificity
+from ketanet.inference.location import null_batch
 from ketanet.partials import FOLDER as PARTIALS
+from ketanet.planning import DrawsSize
 from ketanet.study.inputs import MAIN, Inputs
 from ketanet.study.ledger import Ledger, digest, is_due
 from ketanet.study.passes import seeds_digest, test_settings
@@ -90,6 +95,30 @@ def check_evidence(inputs: Inputs) -> None:
     if study.maps is not None:
         for file in study.maps.files.values():
             inputs.grid.load_on_lattice(file)
+
+
+def draws_sizes(inputs: Inputs) -> list[DrawsSize]:
+    """What the cost of the location nulls follows from, one for each match and cohort."""
+    null = inputs.study.null
+    if null is None:
+        return []
+    contrasts, voxels = inputs.main.sizes["seed"], inputs.grid.n_voxels
+    targets = voxels if inputs.mask is None else int(inputs.mask.sum())
+    made = []
+    for cohort in inputs.cohorts.values():
+        whole = PassSize(
+            people=int(cohort.sizes["subject"]),
+            seeds=null.n * contrasts,
+            targets=targets,
+            voxels=voxels,
+            frames=int(cohort.sizes["time"]),
+            row_bytes=row_bytes(cohort),
+        )
+        kept = -(-2 * len(inputs.directions) * targets // contrasts)
+        made.append(
+            DrawsSize(whole, null_batch(contrasts, targets) * contrasts, 1 if voxels <= SMALL_GRID else 2, kept)
+        )
+    return made * len(null.match)
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ from ketanet.connectivity import seed_maps
 from ketanet.files import disk_errors, write_table, write_text
 from ketanet.grid import grid_from_attrs
 from ketanet.inference import robustness_table
+from ketanet.kernels.moments import SEED_BLOCK
 from ketanet.lock import locked
 from ketanet.networks import overlap
 from ketanet.planning import Plan, calibrate, plan
 from ketanet.report import write_report
 from ketanet.seeds import seeds_table
 from ketanet.seeds.stack import stack_seeds
-from ketanet.study.evidence import NETWORKS, Evidence, check_evidence
+from ketanet.study.evidence import NETWORKS, Evidence, check_evidence, draws_sizes
 from ketanet.study.inputs import MAIN, Inputs, open_inputs, refuse_inputs_inside
 from ketanet.study.ledger import Ledger, claim, digest, is_due
 from ketanet.study.outputs import CONTENTS, write_maps
@@ -91,7 +92,7 @@ def run_study(
     if not Ledger(folder).is_done(
         "pass", digest(pass_facts(inputs)), [p.name for p in group_paths(inputs, folder).values()]
     ):
-        plan(list(passes(inputs, None).values()), workers=workers).require(memory_limit)
+        plan(list(passes(inputs, None).values()), draws=draws_sizes(inputs), workers=workers).require(memory_limit)
     description = {
         "Name": study.name,
         "BIDSVersion": "1.10.0",
@@ -126,14 +127,23 @@ def plan_study(path: str | os.PathLike[str], *, workers: int | None = None, meas
         Something in the study cannot be used.
     """
     inputs = open_inputs(load_study(path))
-    found = plan(list(passes(inputs, None).values()), workers=workers)
+    check_evidence(inputs)
+    lazy = list(passes(inputs, None).values())
+    main = plan(lazy, workers=workers)
+    found = plan(lazy, draws=draws_sizes(inputs), workers=workers)
     if not measured:
         return found
     targets = None if inputs.mask is None else np.flatnonzero(inputs.mask)
     stacked = stack_seeds([variant.seeds for variant in inputs.variants.values()])
     cohort = next(iter(inputs.cohorts.values()))
-    seconds = calibrate(cohort, stacked, targets=targets, signal=inputs.study.seeds.signal)
-    return replace(found, seconds=seconds * found.people / found.workers)
+    signal = inputs.study.seeds.signal
+    seconds = calibrate(cohort, stacked, targets=targets, signal=signal) * main.people
+    if found.flops > main.flops:
+        # many seeds at once take less time each
+        many = stack_seeds([inputs.main] * -(-SEED_BLOCK // inputs.main.sizes["seed"]))
+        one = calibrate(cohort, many, targets=targets, signal=signal) / many.sizes["seed"]
+        seconds += one * sum(size.whole.people * size.whole.seeds for size in draws_sizes(inputs))
+    return replace(found, seconds=seconds / found.workers)
 
 
 def study_summary(folder: str | os.PathLike[str]) -> pd.DataFrame:
