@@ -1163,6 +1163,7 @@ def test_the_real_cohort(data: Path, tmp_path: Path) -> None:
     folder = data / "cni2019"
     with connect("threads", workers=2), warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "unclosed", ResourceWarning)  # numpy leaves files open that are no .npz
         out = ingest_cohort(
             ParcelSource(folder / "cc200_timeseries.npz", atlas=folder / "cc200_atlas.nii.gz"),
             tmp_path / "cni.zarr",

@@ -114,7 +114,8 @@ def test_hallucinations_agree_with_the_published_maps(data: Path, cohort: xr.Dat
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("file", ["ketamine/ketamine-cni2019.toml", "hallucinations/study.toml"])
 def test_real_studies_run(file: str, tmp_path: Path) -> None:
-    folder = kn.run_study(PIPELINES / file, tmp_path / "out")
+    null = {"n": 19} if "hallucinations" in file else None  # all 1,000 draws take minutes
+    folder = kn.run_study(PIPELINES / file, tmp_path / "out", null=null)
     shares = pd.read_csv(folder / "tables" / "canonical.tsv", sep="\t")
     assert set(shares["network"]) == {
         "Visual",
@@ -136,3 +137,26 @@ def test_real_studies_run(file: str, tmp_path: Path) -> None:
         own = shares[shares["cohort"] == "healthy"].pivot(index="network", columns="direction", values="share")
         assert own.idxmax().to_dict() == {"increase": "Subcortical", "decrease": "Subcortical"}
     assert (folder / "report.html").stat().st_size < 15e6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("environment")
+def test_what_survives_of_the_hallucination_networks(tmp_path: Path) -> None:
+    """The page of the study says so."""
+    folder = kn.run_study(PIPELINES / "hallucinations/study.toml", tmp_path / "out")
+    table = pd.read_csv(folder / "tables" / "null.tsv", sep="\t").set_index(
+        ["cohort", "direction", "null", "statistic"]
+    )
+
+    def value(cohort: str, direction: str, null: str, statistic: str, column: str) -> float:
+        return float(table.loc[(cohort, direction, null, statistic), column])
+
+    for cohort in ("healthy", "patients"):
+        assert value(cohort, "AVH_State", "location-uniform", "voxels", "p") <= 0.01
+        assert value(cohort, "AVH_State", "location-uniform", "network_voxels_fwe05", "observed") > 20_000
+        assert value(cohort, "AVH_State", "direction", "max_difference", "p_fwe") <= 0.05
+        for direction in ("AVH_State", "AVH_Trait"):
+            assert value(cohort, direction, "location-strength", "voxels", "p") > 0.1
+            assert value(cohort, direction, "location-strength", "network_voxels_fwe05", "observed") == 0
+    replication = pd.read_csv(folder / "tables" / "replication.tsv", sep="\t").set_index("direction")
+    assert replication.loc["AVH_State", "dice"] > 0.9
