@@ -28,6 +28,8 @@ BENCHMARKS = (
     "ingest",
     "ingest_denoise",
     "ketamine_scale",
+    "location_null",
+    "calibration",
 )
 _PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 
