@@ -86,7 +86,11 @@ def _nearest_network(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.str_]]
     from scipy.spatial import cKDTree
 
     xyz, names = _network_coordinates()
-    distance, nearest = cKDTree(xyz).query(grid.centres)
+    known = np.isfinite(grid.centres).all(axis=1)
+    if not known.any():
+        raise InputError(f"nothing of the grid has a position to plant a network at: {grid.blind_spot}")
+    distance, nearest = np.full(grid.n_voxels, np.inf), np.zeros(grid.n_voxels, np.int64)
+    distance[known], nearest[known] = cKDTree(xyz).query(grid.centres[known])
     return distance, names[nearest]
 
 
@@ -152,7 +156,7 @@ def simulate_cohort(
     subjects : int
         Number of people, at least three.
     grid : Grid, optional
-        Default: :func:`demo_grid`.
+        Default: :func:`demo_grid`. Vertices without coordinates follow no network.
     frames : int
         Frames of the longest series; every fourth person has a tenth fewer.
     tr : float
@@ -174,7 +178,7 @@ def simulate_cohort(
     Raises
     ------
     InputError
-        Fewer than three subjects or frames, or the store exists.
+        Fewer than three subjects or frames, nothing of the grid has a position, or the store exists.
     """
     if frames < 10:
         raise InputError(f"{frames} frames are too few to simulate; at least 10")
@@ -225,7 +229,7 @@ def simulate_coordinates(
     Parameters
     ----------
     grid : Grid
-        Outliers are drawn from its elements.
+        Outliers are drawn from its elements that have a position.
     planted : mapping of direction to network name
     source_studies : int
         Each contributes one contrast per direction, but every fourth only one direction.
@@ -246,6 +250,7 @@ def simulate_coordinates(
     xyz, names = _network_coordinates()
     rows: list[dict[str, Any]] = []
     directions = list(planted)
+    anywhere = grid.centres[np.isfinite(grid.centres).all(axis=1)]
     for number in range(source_studies):
         own = [directions[number // 4 % len(directions)]] if number % 4 == 3 else directions
         people = int(rng.integers(12, 60))
@@ -255,7 +260,7 @@ def simulate_coordinates(
             n_inside = max(1, round(inside * count))
             places = centres[rng.choice(len(centres), n_inside, replace=n_inside > len(centres))]
             places = places + rng.normal(0, scatter_mm, places.shape)
-            outliers = grid.centres[rng.integers(0, grid.n_voxels, count - n_inside)]
+            outliers = anywhere[rng.integers(0, len(anywhere), count - n_inside)]
             for place in np.concatenate([places, outliers]):
                 x, y, z = (float(v) for v in np.round(place))
                 study = f"Simulated{2001 + number}"

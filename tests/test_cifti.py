@@ -1306,7 +1306,7 @@ def test_files_of_motion_that_are_not_those_of_a_run(tmp_path: Path) -> None:
     assert "Movement_Regressors.txt: found for several runs of subject '100206'" in bad[NAMES[0]]
     assert bad[NAMES[0]].endswith("put {session} or {run} where their names differ")
     rms = CiftiSource(tmp_path, pattern=HCP, confounds=MOTION.replace("Regressors", "RelativeRMS"))
-    with pytest.raises(InputError, match=r"of the HCP's files of motion only Movement_Regressors\.txt can be used"):
+    with pytest.raises(InputError, match=r"RMS\.txt: the name .* known are .* Movement_Regressors\.txt \(HCP\)"):
         rms.nuisance(rms.scan().records[0].runs[0], None)
     with pytest.raises(InputError, match=r"needs \{subject\}"):
         bad_of("Movement_Regressors.txt")

@@ -150,11 +150,11 @@ def test_seeds_map_overlap_label_compare(run, world: Path, tmp_path: Path) -> No
     assert (tmp_path / "t_clusters.tsv").is_file()
 
 
-def write_grayordinates(path: Path, values: np.ndarray) -> Path:
-    """A map of 60 vertices of a left cortex and 24 voxels."""
+def write_grayordinates(path: Path, values: np.ndarray, start: int = 0) -> Path:
+    """A map of 60 vertices of a left cortex, or those from `start` on, and 24 voxels."""
     from nibabel import cifti2
 
-    cortex = cifti2.BrainModelAxis.from_surface(np.arange(60), 80, "CortexLeft")
+    cortex = cifti2.BrainModelAxis.from_surface(np.arange(start, 60), 80, "CortexLeft")
     deep = np.stack(np.unravel_index(np.arange(24), (4, 5, 6)), axis=1)
     voxels = cifti2.BrainModelAxis("THALAMUS_LEFT", voxel=deep, affine=np.diag([4.0, 4, 4, 1]), volume_shape=(4, 5, 6))
     header = (cifti2.ScalarAxis(["map"]), cortex + voxels)
@@ -172,6 +172,9 @@ def test_compare_maps_of_grayordinates(refused, run, world: Path, tmp_path: Path
     assert (found["voxels_a"], found["voxels_both"]) == ((a != 0).sum(), both.sum())
     assert found["spatial_r"] == pytest.approx(np.corrcoef(a[either], b[either])[0, 1])
     refused(["compare", world / "mask.nii.gz", paths[0], "--n", 0], "mask.nii.gz", "0.dscalar.nii", "of a kind")
+    fewer = write_grayordinates(tmp_path / "fewer.dscalar.nii", b[5:], start=5)
+    for pair in ((paths[0], fewer), (fewer, paths[0])):
+        refused(["compare", *pair, "--n", 0], "fewer.dscalar.nii", "79 grayordinates", "are on different grids")
     empty = write_grayordinates(tmp_path / "empty.dscalar.nii", np.zeros(84))
     refused(["compare", empty, empty, "--n", 0], "nothing to compare")
 

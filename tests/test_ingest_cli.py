@@ -259,6 +259,22 @@ def test_components_that_cannot_be_had(
     assert not list(lab.glob("c.zarr*"))
 
 
+@pytest.mark.parametrize(("ending", "marks"), [("_confounds.tsv", True), ("_conf*", True), (".p*", False)])
+def test_what_was_found_decides_what_is_said_of_marked_frames(lab: Path, ending: str, marks: bool) -> None:
+    for name in ("ann", "bob", "cid"):
+        table = write_confounds(lab / "images", name, 40, 3)
+        table["non_steady_state_outlier00"] = (np.arange(40) == 0).astype(int)
+        table.to_csv(lab / "images" / f"{name}_confounds.tsv", sep="\t", index=False)
+        (lab / "images" / f"{name}_confounds.json").unlink()
+        np.savetxt(lab / "images" / f"{name}.par", np.zeros((40, 6)))
+    words = ["--source", "nifti", "--mask", lab / "mask.nii.gz", "--confounds", f"{{subject}}{ending}"]
+    assert run("ingest", lab / "images", lab / "c.zarr", *words) == 0
+    made = open_cohort(lab / "c.zarr")
+    assert made["n_time"].values.tolist() == [39 if marks else 40] * 3
+    said = made.attrs["provenance"]["methods"]
+    assert ("Frames that the preprocessing had marked as non-steady state were dropped" in said) == marks
+
+
 def test_one_component_in_words() -> None:
     words = Denoise(strategy="compcor", n_compcor=1).methods()
     assert "the first anatomical CompCor component (Behzadi" in words

@@ -11,16 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import reference
+from nibabel import cifti2
 
 import ketanet.cohort.writing
+from ketanet.cli import main
 from ketanet.cohort import CohortPlan, CohortWriter, Subject, open_cohort, verify_cohort
 from ketanet.compute import connect
 from ketanet.errors import InputError
-from ketanet.grid import VolumeGrid
+from ketanet.grid import VolumeGrid, grid_from_attrs
 from ketanet.group import one_sample
+from ketanet.ingest import CiftiSource, ingest_cohort
 from ketanet.networks import overlap
 from ketanet.seeds import seeds_from_coordinates
 from ketanet.simulate import demo_grid, network_names, planted_network, simulate_cohort, simulate_coordinates
@@ -126,6 +130,47 @@ def test_a_simulation_that_cannot_be(coarse: VolumeGrid, tmp_path: Path) -> None
     (tmp_path / "a.zarr").mkdir()
     with pytest.raises(InputError, match="exists already"):
         simulate_cohort(tmp_path / "a.zarr", subjects=4, grid=coarse)
+
+
+def test_a_cohort_like_grayordinates_without_surfaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Networks are planted in the volume part, whose voxels have positions; vertices are noise."""
+    lattice, affine = (22, 26, 22), np.diag([8.0, 8, 8, 1])
+    affine[:3, 3] = -88, -120, -72
+    cortex = cifti2.BrainModelAxis.from_surface(np.arange(40), 50, "CortexLeft")
+    at = np.argwhere(np.ones(lattice, bool))[::7]
+    deep = cifti2.BrainModelAxis("CORTEX", voxel=at, affine=affine, volume_shape=lattice)
+    series = np.random.default_rng(0).normal(size=(20, 40 + len(at))).astype(np.float32)
+    for name, axis, columns in (("whole", cortex + deep, slice(None)), ("flat", cortex, slice(40))):
+        (tmp_path / name).mkdir()
+        image = cifti2.Cifti2Image(series[:, columns], header=(cifti2.SeriesAxis(0, 2, 20), axis))
+        for person in "abc":
+            nib.save(image, tmp_path / name / f"{person}.dtseries.nii")
+        ingest_cohort(CiftiSource(tmp_path / name), tmp_path / f"{name}.zarr")
+
+    def simulate(like: str) -> int:
+        words = ["simulate", tmp_path / f"like {like}.zarr", "--subjects", 4, "--like", tmp_path / f"{like}.zarr"]
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in (*words, "--frames", 60)])
+        return int(stop.value.code or 0)
+
+    assert simulate("whole") == 0
+    made = open_cohort(tmp_path / "like whole.zarr")
+    grid = grid_from_attrs(made.attrs["grid"])
+    assert grid == grid_from_attrs(open_cohort(tmp_path / "whole.zarr").attrs["grid"])
+    own = planted_network(grid, "DefaultMode")
+    assert own.sum() > 5
+    assert not own[:40].any()
+    r = [rows @ rows.T for rows, _ in (reference.decoded_row(tmp_path / "like whole.zarr", row) for row in range(4))]
+    within = np.mean([one[np.ix_(own, own)][np.triu_indices(own.sum(), 1)].mean() for one in r])
+    apart = np.mean([one[own, :40].mean() for one in r])
+    assert within > 0.2
+    assert abs(apart) < 0.05
+    table = simulate_coordinates(grid, {"increase": "DefaultMode"}, source_studies=4)
+    assert np.isfinite(table[["x", "y", "z"]].to_numpy()).all()
+    capsys.readouterr()
+    assert simulate("flat") == 2
+    assert "nothing of the grid has a position to plant a network at: 40 vertices" in capsys.readouterr().err
+    assert not list(tmp_path.glob("like flat*"))
 
 
 def test_coordinates_of_source_studies(coarse: VolumeGrid) -> None:

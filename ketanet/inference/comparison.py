@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ketanet import spec
 from ketanet.errors import InputError, KetanetWarning
-from ketanet.grid import GrayordinateGrid, Grid, VolumeGrid, grid_from_attrs, load_image
+from ketanet.grid import GrayordinateGrid, Grid, VolumeGrid, grid_from_attrs, load_image, require_same_grid
 from ketanet.grid.cifti import BrainModels, brain_models, is_cifti, load_cifti
 from ketanet.inference.blocks import require_draws
 from ketanet.inference.surrogates import correlations_with, weighted_r
@@ -136,7 +136,7 @@ def compare_images(
     mask: str | os.PathLike[str] | None = None,
     surfaces: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
 ) -> MapComparison:
-    """Compare two images of one lattice, or two CIFTI-2 maps of one kind of grayordinates.
+    """Compare two images of one lattice, or two CIFTI-2 maps of one set of grayordinates.
 
     Parameters
     ----------
@@ -158,7 +158,8 @@ def compare_images(
     Raises
     ------
     InputError
-        An image cannot be used, or the lattices differ; both are empty; `n` is neither 0 nor at least 19.
+        An image cannot be used, or the lattices or grayordinates differ; both are empty; `n` is neither 0 nor at
+        least 19.
 
     Warns
     -----
@@ -257,6 +258,8 @@ def _pair_of_images(
         raise InputError(f"{path_a} and {path_b}: one is a CIFTI-2 file, the other is not; compare two of a kind")
     if is_cifti(path_a):
         own = GrayordinateGrid.from_file(path_a)
+        # the second would be cut to the places of the first
+        require_same_grid(own, GrayordinateGrid.from_file(path_b), str(path_a), str(path_b))
         own = own if surfaces is None else own.with_surfaces(surfaces)
         first, second = (np.nan_to_num(own.read_places(path)[0]) for path in (path_a, path_b))
         return own, first, second

@@ -19,15 +19,7 @@ from ketanet.errors import InputError
 from ketanet.grid import GrayordinateGrid
 from ketanet.grid.cifti import axis_of, load_cifti, read_data
 from ketanet.ingest.bids import check_content
-from ketanet.ingest.confounds import (
-    MOTION_ADVICE,
-    _parameter_rows,
-    framewise_displacement,
-    friston24,
-    load_confounds_table,
-    load_motion_file,
-    marked_as,
-)
+from ketanet.ingest.confounds import MOTION_ADVICE, load_confounds_table, load_motion_file, marked_as
 from ketanet.ingest.patterns import ConfoundFiles, Match, find_matches, no_match, run_order
 from ketanet.ingest.source import Nuisance, Record, Run, Scan, check_tr, checksum
 
@@ -41,9 +33,6 @@ _SERIES = re.compile(rb'<MatrixIndicesMap\b[^>]*\bAppliesToMatrixDimension\s*=\s
 _MODELS = re.compile(
     rb'<MatrixIndicesMap\b[^>]*\bAppliesToMatrixDimension\s*=\s*"1"[^>]*>.*?</MatrixIndicesMap>', re.DOTALL
 )
-
-HCP_MOTION = "Movement_Regressors.txt"
-"""File of motion parameters beside every run of the HCP."""
 
 Surfaces = tuple[str | os.PathLike[str], str | os.PathLike[str]]
 
@@ -226,12 +215,8 @@ class CiftiSource:
                     f"{run.path}: there is no confounds table for --denoise {strategy}; say where: --confounds PATTERN"
                 )
             return Nuisance.none(run.n_time, MOTION_ADVICE)
-        name = Path(run.confounds).name.lower()
-        if name.endswith(".tsv"):
-            return load_confounds_table(run.confounds, strategy, run.n_time)
-        if name.startswith("movement_"):
-            return load_hcp_motion(run.confounds, strategy, run.n_time)
-        return load_motion_file(run.confounds, strategy, run.n_time)
+        load = load_confounds_table if run.confounds.lower().endswith(".tsv") else load_motion_file
+        return load(run.confounds, strategy, run.n_time)
 
     def facts(self, run: Run) -> dict[str, Any]:
         """Names and checksums of a run's files."""
@@ -258,54 +243,6 @@ class CiftiSource:
     def __getstate__(self) -> dict[str, Any]:
         """Workers get the grid, and not the lists of files."""
         return {k: v for k, v in self.__dict__.items() if k != "_listed"} | {"_tables": None}
-
-
-def load_hcp_motion(path: str | os.PathLike[str], strategy: str | None, n_time: int) -> Nuisance:
-    """Motion regressors and framewise displacement from the motion parameters that the HCP's pipelines write.
-
-    Parameters
-    ----------
-    path : path
-        ``Movement_Regressors.txt``: translations along x, y, z in mm, rotations about them in degrees, then the
-        differences of the six to the frame before.
-    strategy : {None, "motion"}
-        ``motion``: the 24 parameters of :func:`~ketanet.ingest.confounds.friston24`, of the first six columns.
-    n_time : int
-        Frames of the series.
-
-    Raises
-    ------
-    InputError
-        The file is another one, unreadable or of another length than the series, or the strategy needs more than
-        motion.
-
-    Notes
-    -----
-    ``Movement_RelativeRMS.txt`` is no framewise displacement of Power et al. (2012) but that of Jenkinson et al. (2002,
-    doi 10.1006/nimg.2002.1132), whose limits are others; it is not read.
-
-    References
-    ----------
-    Glasser et al. 2013, The minimal preprocessing pipelines for the Human Connectome Project,
-    doi 10.1016/j.neuroimage.2013.04.127
-    """
-    path = Path(path)
-    if path.name.lower() != HCP_MOTION.lower():
-        raise InputError(f"{path}: of the HCP's files of motion only {HCP_MOTION} can be used; name it in --confounds")
-    rows = _parameter_rows(path, (12,))
-    if len(rows) != n_time:
-        raise InputError(f"{path}: {len(rows)} rows of motion parameters for {n_time} frames; they must be of one run")
-    motion = np.concatenate([rows[:, :3], np.deg2rad(rows[:, 3:6])], axis=1)
-    fd, everything = framewise_displacement(motion), np.ones(n_time, bool)
-    if strategy is None:
-        return Nuisance(np.empty((n_time, 0)), (), everything, fd)
-    if strategy != "motion":
-        raise InputError(
-            f"{path}: the strategy {strategy!r} needs tissue signals, and the file holds motion parameters only; "
-            "use the strategy 'motion', with the global signal of the grid if wanted"
-        )
-    regressors = friston24(motion)
-    return Nuisance(regressors, tuple(f"motion {n + 1}" for n in range(regressors.shape[1])), everything, fd)
 
 
 @dataclass(frozen=True)

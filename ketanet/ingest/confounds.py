@@ -143,7 +143,8 @@ def load_motion_file(path: str | os.PathLike[str], strategy: str | None, n_time:
 
 
 def motion_table(path: str | os.PathLike[str]) -> NDArray[np.float64]:
-    """Motion parameters of SPM (``rp_*.txt``), FSL (``*.par``) or AFNI (``*.1D``).
+    """Motion parameters of SPM (``rp_*.txt``), FSL (``*.par``), AFNI (``*.1D``) or the HCP's pipelines
+    (``Movement_Regressors.txt``).
 
     Returns
     -------
@@ -153,13 +154,16 @@ def motion_table(path: str | os.PathLike[str]) -> NDArray[np.float64]:
     Raises
     ------
     InputError
-        The program cannot be told from the name, or the file is no table of numbers of six columns.
+        The program cannot be told from the name, or the file is no table of numbers of as many columns as it writes.
 
     Notes
     -----
     SPM writes translations, then rotations in radians; FSL rotations in radians first. AFNI writes roll, pitch, yaw in
     degrees (about z, x, y), then the displacements towards superior, left, posterior; with ``-dfile`` the frame before
-    and two residuals behind.
+    and two residuals behind. The HCP (Glasser et al. 2013, doi 10.1016/j.neuroimage.2013.04.127) writes translations,
+    then rotations in degrees, then the differences of the six to the frame before; its ``Movement_RelativeRMS.txt`` is
+    not read: that displacement of Jenkinson et al. (2002, doi 10.1006/nimg.2002.1132) has other limits than that of
+    Power et al. (2012).
     """
     path = Path(path)
     name = path.name.lower()
@@ -171,9 +175,12 @@ def motion_table(path: str | os.PathLike[str]) -> NDArray[np.float64]:
         return np.stack([left, back, up, *np.deg2rad([pitch, yaw, roll])], axis=1)
     if name.startswith("rp_") and name.endswith(".txt"):
         return _parameter_rows(path, (6,))
+    if name == "movement_regressors.txt":
+        rows = _parameter_rows(path, (12,))
+        return np.concatenate([rows[:, :3], np.deg2rad(rows[:, 3:6])], axis=1)
     raise InputError(
         f"{path}: the name does not tell which program wrote the motion parameters; known are rp_*.txt (SPM), "
-        "*.par (FSL) and *.1D (AFNI)"
+        "*.par (FSL), *.1D (AFNI) and Movement_Regressors.txt (HCP)"
     )
 
 

@@ -20,7 +20,7 @@ from ketanet.ingest.confounds import MOTION_ADVICE, load_confounds_table, load_m
 from ketanet.ingest.derivatives import check_one_tr, header_tr
 from ketanet.ingest.images import natural, read_series, volumes_of
 from ketanet.ingest.lattices import GRID_NAMES, load_target_grid, places_of
-from ketanet.ingest.patterns import Match, check_pattern, fields_of, find_matches
+from ketanet.ingest.patterns import ConfoundFiles, Match, find_matches, no_match
 from ketanet.ingest.source import Nuisance, Record, Run, Scan, check_tr, checksum
 
 DEFAULT_PATTERN = "{subject}.nii.gz"
@@ -78,6 +78,7 @@ class NiftiSource:
         self.tr = tr
         self.confounds = confounds
         self.space = space
+        self._tables: ConfoundFiles | None = None
 
     @cached_property
     def grid(self) -> VolumeGrid:
@@ -89,8 +90,8 @@ class NiftiSource:
 
     @property
     def marks_frames(self) -> str:
-        """What frames are marked as; empty where none can be."""
-        return marked_as(self.confounds)
+        """What frames are marked as in the tables of confounds that were found; empty where there are none."""
+        return next(filter(None, (marked_as(str(path)) for path in self._tables or ())), "")
 
     # --- finding
 
@@ -102,12 +103,14 @@ class NiftiSource:
         for match in self._listed():
             matches.setdefault(match.fields["subject"], []).append(match)
         if not matches:
-            raise InputError(f"{self.images}: no image; none is listed, or none matches the pattern {self.pattern!r}")
-        tables = self._tables()
+            if self._folder is None:
+                raise InputError("no image is listed; name at least one")
+            raise no_match(self._folder, "image", self.pattern)
+        self._tables = self._confound_files()
         records, bad = [], {}
         for subject, found in matches.items():
             try:
-                runs = tuple(self._runs(subject, found, tables))
+                runs = tuple(self._runs(subject, found))
                 check_one_tr(subject, runs)
                 records.append(Record(subject, runs))
             except InputError as error:
@@ -136,16 +139,14 @@ class NiftiSource:
             paths = [Path(p) for p in self.images]
         return [Match(p, {"subject": re.sub(r"\.(nii|img|hdr)?(\.gz)?$", "", p.name)}) for p in paths]
 
-    def _tables(self) -> list[Match]:
-        """Tables of confounds of all runs."""
+    def _confound_files(self) -> ConfoundFiles | None:
         if self.confounds is None:
-            return []
+            return None
         if self._folder is None:
             raise InputError("confounds are found by a pattern below a folder; give the folder of the images")
-        check_pattern(self.confounds, self._folder)
-        return find_matches(self._folder, self.confounds)
+        return ConfoundFiles(self._folder, self.confounds)
 
-    def _runs(self, subject: str, found: Sequence[Match], tables: Sequence[Match]) -> Iterator[Run]:
+    def _runs(self, subject: str, found: Sequence[Match]) -> Iterator[Run]:
         """Runs of a subject, in order."""
         by_run: dict[tuple[str, ...], list[Match]] = {}
         for match in found:
@@ -155,7 +156,7 @@ class NiftiSource:
             label = "_".join(f"{word}-{name}" for word, name in zip(_LABELS.values(), key, strict=True) if name)
             files = volumes_of(own[0].path if len(own) == 1 else [m.path for m in own])
             n_time, tr = self._measure(subject, files)
-            table = self._table(subject, own[0], tables)
+            table = None if self._tables is None else str(self._tables.of(own[0].fields))
             if len(files) == 1:
                 yield Run(str(files[0]), n_time, tr, label, table)
             else:
@@ -185,20 +186,6 @@ class NiftiSource:
             raise InputError(f"{path}: the header gives no repetition time ({found}); give it with --tr")
         return n_time, tr
 
-    def _table(self, subject: str, match: Match, tables: Sequence[Match]) -> str | None:
-        """The table of confounds whose fields are those of a run."""
-        if self.confounds is None:
-            return None
-        names = [name for name in fields_of(self.confounds) if name in match.fields]
-        own = [t.path for t in tables if all(t.fields[name] == match.fields[name] for name in names)]
-        if len(own) != 1:
-            listed = f"several match ({', '.join(map(self._relative, own[:4]))})" if own else "none matches"
-            raise InputError(
-                f"{match.path}: confounds of subject {subject!r} for the pattern {self.confounds!r}: {listed}; "
-                "one a run is needed"
-            )
-        return str(own[0])
-
     def _relative(self, path: Path) -> str:
         return path.name if self._folder is None else path.relative_to(self._folder).as_posix()
 
@@ -216,7 +203,7 @@ class NiftiSource:
                     f"{run.path}: there is no confounds table for --denoise {strategy}; say where: --confounds PATTERN"
                 )
             return Nuisance.none(run.n_time, MOTION_ADVICE)
-        load = load_confounds_table if run.confounds.endswith(".tsv") else load_motion_file
+        load = load_confounds_table if run.confounds.lower().endswith(".tsv") else load_motion_file
         return load(run.confounds, strategy, run.n_time)
 
     def facts(self, run: Run) -> dict[str, Any]:
@@ -243,6 +230,10 @@ class NiftiSource:
         if self.target not in GRID_NAMES:
             named = {"file": Path(self.target).name, "sha256": checksum(self.target)}
         return account | {"grid": named | {"interpolation": "linear where an image is on another lattice"}}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers need no list of files."""
+        return self.__dict__ | {"_tables": None}
 
 
 def _lines(listing: Path) -> list[str]:
