@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import ketanet as kn
 from ketanet.cli import main
 from ketanet.cohort import StoredRows
 from ketanet.compute import open_results
 from ketanet.simulate import demo_grid, simulate_cohort, simulate_coordinates
+from ketanet.study import load_study
+from ketanet.study.evidence import TABLES as EVIDENCE_TABLES
+from ketanet.study.run import TABLES as RUN_TABLES
 
 STUDY = """
 name = "evidence"
@@ -214,3 +219,19 @@ def test_bad_blocks_are_refused_before_anything_is_computed(
     for text in texts:
         assert text in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_of_the_docs_shows_blocks_that_exist(world: Path, tmp_path: Path) -> None:
+    import tomllib
+
+    page = (Path(__file__).resolve().parents[1] / "docs" / "evidence.md").read_text()
+    shown = page.split("```toml\n")[1].split("```")[0]
+    text = STUDY[: STUDY.index("[robustness]")].replace('"healthy', f'"{world}/healthy')
+    (tmp_path / "study.toml").write_text(text + shown)
+    study = load_study(tmp_path / "study.toml")
+    assert study.null is not None
+    assert study.null.model_dump(exclude={"mask", "direction", "seed"}) == tomllib.loads(shown)["null"]
+    for name in re.findall(r"`kn\.(\w+)", page):
+        assert hasattr(kn, name), name
+    for table in re.findall(r"`(?:tables/)?(\w+)\.tsv`", page):
+        assert f"tables/{table}.tsv" in {*EVIDENCE_TABLES, *RUN_TABLES, "tables/pain.tsv"}, table

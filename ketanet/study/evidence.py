@@ -51,7 +51,7 @@ FOLDER: Final = "evidence"
 DRAWS: Final = "draws"
 """Folder of the draws of the location null, kept so that more can be added."""
 
-_TABLES: Final = tuple(
+TABLES: Final = tuple(
     f"tables/{name}.tsv"
     for name in ("null", "maps", "people", "enough_people", "fewer_studies", "replication", "contrast_agreement")
 )
@@ -388,7 +388,7 @@ class Evidence:
         for path in (self.folder / FOLDER).glob("*.zarr"):
             if path not in wanted:
                 shutil.rmtree(path)
-        for table in _TABLES:
+        for table in TABLES:
             if self._path(table) not in wanted:
                 self._path(table).unlink(missing_ok=True)
 

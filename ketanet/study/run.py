@@ -37,7 +37,7 @@ from ketanet.study.passes import group_paths, group_stage, pass_facts, passes, s
 from ketanet.study.settings import load_study
 
 log = logging.getLogger("ketanet")
-_TABLES = ("tables/canonical.tsv", "tables/clusters.tsv", "tables/robustness.tsv")
+TABLES = ("tables/canonical.tsv", "tables/clusters.tsv", "tables/robustness.tsv")
 
 
 def run_study(
@@ -195,8 +195,8 @@ def _run(inputs: Inputs, folder: Path, source: Path) -> None:
         with ledger.stage("maps", networks_key, ["maps"]):
             write_maps(folder, group, networks, inputs.grid)
     tables_key = digest(networks_key, _atlas_digest(inputs.atlas), study.robustness.model_dump())
-    if is_due(ledger, "tables", tables_key, _TABLES):
-        with ledger.stage("tables", tables_key, _TABLES):
+    if is_due(ledger, "tables", tables_key, TABLES):
+        with ledger.stage("tables", tables_key, TABLES):
             _tables(inputs, folder, maps, networks)
     _subject_maps(inputs, folder, ledger, group_key)
     evidence_key = Evidence(
@@ -225,9 +225,9 @@ def _networks(group: xr.Dataset, inputs: Inputs) -> xr.Dataset:
 
 def _tables(inputs: Inputs, folder: Path, maps: Mapping[str, xr.Dataset], networks: xr.Dataset) -> None:
     study, robustness = inputs.study, inputs.study.robustness
-    write_table(folder / _TABLES[0], labelling.canonical_shares(networks, inputs.atlas))
+    write_table(folder / TABLES[0], labelling.canonical_shares(networks, inputs.atlas))
     clusters = labelling.cluster_table(networks, inputs.atlas, inputs.grid, connectivity=study.network.connectivity)
-    write_table(folder / _TABLES[1], clusters)
+    write_table(folder / TABLES[1], clusters)
     table = robustness_table(
         maps[MAIN],
         networks,
@@ -239,7 +239,7 @@ def _tables(inputs: Inputs, folder: Path, maps: Mapping[str, xr.Dataset], networ
         corrections=robustness.corrections,
         leave_one_study_out=robustness.leave_one_study_out,
     )
-    write_table(folder / _TABLES[2], table)
+    write_table(folder / TABLES[2], table)
 
 
 def _variants_of(kind: str, maps: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
