@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 
 import ketanet as kn
+import ketanet.inference.location as location
 from ketanet.cli import main
 from ketanet.cohort import StoredRows
 from ketanet.compute import open_results
+from ketanet.inference.draws import make_draws
 from ketanet.simulate import demo_grid, simulate_cohort, simulate_coordinates
 from ketanet.study import load_study
 from ketanet.study.evidence import TABLES as EVIDENCE_TABLES
@@ -235,3 +237,43 @@ def test_the_page_of_the_docs_shows_blocks_that_exist(world: Path, tmp_path: Pat
         assert hasattr(kn, name), name
     for table in re.findall(r"`(?:tables/)?(\w+)\.tsv`", page):
         assert f"tables/{table}.tsv" in {*EVIDENCE_TABLES, *RUN_TABLES, "tables/pain.tsv"}, table
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ketanet.errors.KetanetWarning")
+def test_fifty_draws_are_fifty_runs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every draw of the null, typed as a coordinate table and run as a study of its own."""
+    text = STUDY[: STUDY.index("[robustness]")].replace('"healthy', f'"{world}/healthy')
+    text = text.replace(STUDY[STUDY.index("[cohorts.patients]") : STUDY.index("[network]")], "")
+    text += "[robustness]\nradii_mm = []\nat_least = []\nleave_one_study_out = false\n"
+    cohort = kn.open_cohort(world / "healthy.zarr")
+    seeds = kn.seeds_from_coordinates(world / "coordinates.tsv", cohort)
+    counts: list[np.ndarray] = []
+    t_maps: list[np.ndarray] = []
+    plain = location.CountOverlaps.__call__
+
+    def kept(self: Any, t: np.ndarray, n: np.ndarray) -> Any:
+        found = plain(self, t, n)
+        t_maps.append(t.reshape(len(found["count"]), -1, t.shape[1]))
+        counts.append(found["count"])
+        return found
+
+    monkeypatch.setattr(location.CountOverlaps, "__call__", kept)
+    with kn.connect("threads", workers=1):
+        kn.location_null(cohort, seeds, n=50, match="uniform", seed=3, min_cluster=2)
+    monkeypatch.undo()
+    count, t = np.concatenate(counts), np.concatenate(t_maps)
+    draws = make_draws(seeds, match="uniform", seed=3)
+    owner = seeds["coordinate_seed"].values
+    about = {name: seeds[name].values[owner] for name in ("source_study", "contrast", "direction")}
+    for k in range(50):
+        places = pd.DataFrame(draws.places(k), columns=list("xyz"))
+        places.assign(space="MNI", **about).to_csv(tmp_path / "coordinates.tsv", sep="\t", index=False)
+        (tmp_path / "study.toml").write_text(text)
+        assert run("run", tmp_path / "study.toml", "--out", tmp_path / "out", "--force") == 0
+        group = open_results(tmp_path / "out/group.zarr").isel(cohort=0).compute()
+        networks = open_results(tmp_path / "out/networks.zarr").isel(cohort=0).compute()
+        np.testing.assert_allclose(t[k], group["t"].values, rtol=1e-5, atol=1e-5)
+        # a voxel whose q lies within 1e-4 of the level may fall on either side
+        near = (np.abs(group["q"].values - 0.05) < 1e-4).any(axis=0)
+        np.testing.assert_array_equal(count[k][:, ~near], networks["count"].values[:, ~near])

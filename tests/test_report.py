@@ -27,8 +27,9 @@ from ketanet.errors import InputError, KetanetWarning, StoreError
 from ketanet.grid import Grid, ParcelGrid, VolumeGrid, save_image
 from ketanet.report import network_picture, write_report
 from ketanet.report.charts import draw_bars, draw_polar, share_limit
-from ketanet.report.departures import data_differences, departures, references
+from ketanet.report.departures import data_differences, departures
 from ketanet.report.methods import _sphere_size, methods_text
+from ketanet.report.references import references
 from ketanet.report.results import Results, load_results
 from ketanet.report.slices import Row, choose_slices, cut, draw, paint
 from ketanet.report.summary import warnings_of

@@ -17,11 +17,14 @@ from scipy import special
 
 Float = NDArray[np.float64]
 
-N_LENGTHS = 9
+N_LENGTHS = 10
 N_BINS = 20
 
 _FARTHEST = 50.0
-"""Percentile of the distances between elements up to which the variogram is matched: beyond it, it is mostly noise."""
+"""Percentile of the distances between elements up to which the variogram is matched; farther, it says little."""
+
+_LONGEST = 3.0
+"""The longest length, as a multiple of that distance: a map may still rise from one side of the brain to the other."""
 
 _ANCHORS, _OTHERS = 500, 10_000
 """Elements between which pairs are sought: 5 million distances."""
@@ -104,21 +107,21 @@ def fit_lengths(values: Float, pairs: Variogram, shortest: float) -> tuple[Float
     Returns
     -------
     lengths : float64 array (part,)
-        In mm, from the shortest to the farthest distance of the pairs.
+        In mm, from the shortest to three times the farthest distance of the pairs.
     variance : float64 array (part + 1,)
-        Of each part, and of white noise; their sum is about one.
+        Of each part, and of white noise; about one in all, more where the map rises across the whole grid.
     """
     from scipy.optimize import nnls
 
-    lengths = np.geomspace(shortest, max(2 * shortest, float(pairs.distance.max())), N_LENGTHS)
-    rho, r = _correlation_of_ranked(values)
+    lengths = np.geomspace(shortest, max(2 * shortest, _LONGEST * float(pairs.distance.max())), N_LENGTHS)
+    rho, r = correlation_of_ranked(values)
     wanted = 1 - np.interp(1 - pairs(values) / values.var(), r, rho)
     made = [pairs.mean(1 - np.exp(-0.5 * (pairs.distance / length) ** 2)) for length in lengths]
     variance, _ = nnls(np.stack([*made, np.ones(len(wanted))], axis=1), wanted)
     return lengths, np.asarray(variance)
 
 
-def _correlation_of_ranked(values: Float) -> tuple[Float, Float]:
+def correlation_of_ranked(values: Float) -> tuple[Float, Float]:
     """Correlation rho of two Gaussian variables, and the r of the values that are dealt out in their order.
 
     By the expansion of the quantile function of the values in Hermite polynomials: r is the sum of the squared
@@ -126,20 +129,22 @@ def _correlation_of_ranked(values: Float) -> tuple[Float, Float]:
     below them.
     """
     count = len(values)
-    z = special.ndtri((np.arange(count) + 0.5) / count)
-    sorted_values = np.sort(values)
-    standard = (sorted_values - sorted_values.mean()) / sorted_values.std()
+    ordered = np.sort(values)
+    # the quantile function is a staircase: a coefficient is a sum over its steps
+    rise = np.diff(ordered) / ordered.std()
+    z = special.ndtri(np.arange(1, count) / count)
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    before, polynomial = np.zeros_like(z), np.ones_like(z)
     rho = np.linspace(-1, 1, 2001)
-    before, polynomial, power = np.ones(count), z, rho.copy()
-    r, left = np.zeros(len(rho)), 1.0
+    r, left, power = np.zeros_like(rho), 1.0, rho.copy()
     for order in range(1, _TERMS + 1):
-        share = float(np.mean(standard * polynomial)) ** 2
+        share = float(rise @ (polynomial * density)) ** 2 / order
         r += share * power
         left -= share
-        before, polynomial = polynomial, (z * polynomial - np.sqrt(order) * before) / np.sqrt(order + 1)
-        power = power * rho
-    # what the expansion leaves out belongs to high powers, which are nothing but at |rho| = 1
-    r += max(left, 0.0) * np.abs(rho) ** (4 * _TERMS)
+        power *= rho
+        before, polynomial = polynomial, (z * polynomial - np.sqrt(order - 1) * before) / np.sqrt(order)
+    # what the expansion leaves out belongs to high powers, which are nothing but where rho is near 1
+    r += max(left, 0.0) * np.maximum(rho, 0) ** (4 * _TERMS)
     return rho, np.maximum.accumulate(r)
 
 

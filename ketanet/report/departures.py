@@ -1,40 +1,18 @@
-"""Where a study departs from its preset and from the published analysis, and what its text cites."""
+"""Where a study departs from its preset and from the published analysis."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from ketanet import spec
+from ketanet.report.evidence import LOCATION
 from ketanet.report.results import Results
 from ketanet.report.words import listed
 
 _PUBLISHED_VOXEL_MM = 3.0
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A publication and its DOI."""
-
-    text: str
-    doi: str
-
-
-METHOD: Final = Reference("Ma et al. 2026, European Psychiatry (the method)", "10.1192/j.eurpsy.2026.10164")
-SPECIFICITY: Final = Reference(
-    "van den Heuvel et al., Nature Neuroscience (what such maps do not show)", "10.1038/s41593-025-02196-7"
-)
-_LANCASTER = Reference("Lancaster et al. 2007, Human Brain Mapping 28:1194-1205 (icbm2tal)", "10.1002/hbm.20345")
-_BH = Reference(
-    "Benjamini and Hochberg 1995, Journal of the Royal Statistical Society B 57:289-300",
-    "10.1111/j.2517-6161.1995.tb02031.x",
-)
-_BY = Reference("Benjamini and Yekutieli 2001, Annals of Statistics 29:1165-1188", "10.1214/aos/1013699998")
-_DICE = Reference("Dice 1945, Ecology 26:297-302", "10.2307/1932409")
-_TEMPLATE = Reference("Fonov et al. 2011, NeuroImage 54:313-327 (template)", "10.1016/j.neuroimage.2010.07.033")
+PUBLISHED_DRAWS = 1000
 
 
 def departures(results: Results) -> list[str]:
@@ -89,6 +67,9 @@ def data_differences(results: Results) -> list[str]:
         lines.append(f"Voxels of {words} mm; published: 3 × 3 × 3 mm.")
     if not results.from_coordinates:
         lines.append("Seeds given as images; published: spheres around coordinates.")
+    if covariates := results.group.attrs.get("covariates"):
+        names = listed(covariate["name"] for covariate in covariates)
+        lines.append(f"Covariates of the people were regressed out ({names}); published: none.")
     if not results.settings["group"].get("mask"):
         lines.append("No mask for the group test beside the grid of the cohort; published: a grey-matter mask.")
     for name, facts in results.provenance["cohorts"].items():
@@ -97,26 +78,19 @@ def data_differences(results: Results) -> list[str]:
                 f"Cohort {name}: the global signal was not regressed out by ketanet (it may have been before); "
                 "published: regressed out."
             )
-    lines.append(
-        "The published validation with random coordinates (1,000 draws) is not part of this version of ketanet."
-    )
-    return lines
+    return [*lines, *_validation(results)]
 
 
-def references(results: Results) -> list[Reference]:
-    """Publications that the methods text names, those of the atlas included."""
-    found = [METHOD]
-    if results.provenance["talairach_coordinates"]:
-        found.append(_LANCASTER)
-    correction = results.settings["group"]["correction"]
-    if correction.startswith("fdr_bh"):
-        found.append(_BH)
-    elif correction == "fdr_by":
-        found.append(_BY)
-    for source in results.provenance["atlas"]["sources"]:
-        match = re.fullmatch(r"(.*\S),? doi (10\.\S+)", source.get("reference", ""))
-        if match:
-            found.append(Reference(f"{match[1].rstrip(',')} (atlas)", match[2]))
-    if len(results.robustness):
-        found.append(_DICE)
-    return [*found, _TEMPLATE, SPECIFICITY]
+def _validation(results: Results) -> list[str]:
+    """How draws of random coordinates differ from the published validation; nothing where they do not."""
+    published = f"published: {PUBLISHED_DRAWS:,} draws from the grey matter"
+    null = results.evidence.nulls.get(LOCATION[0])
+    if null is None:
+        return [f"No validation with random coordinates; {published}."]
+    made = sorted({int(one.attrs["n"]) for one in null.values()})
+    few = made != [PUBLISHED_DRAWS]
+    mask = (results.settings.get("null") or {}).get("mask") or results.settings["group"].get("mask")
+    if not few and mask:
+        return []
+    where = "" if mask else " from the whole grid"
+    return [f"Validation with random coordinates: {listed(f'{n:,}' for n in made)} draws{where}; {published}."]

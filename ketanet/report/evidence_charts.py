@@ -15,14 +15,14 @@ from ketanet.report.slices import png
 _GREY: Final = "0.72"
 _MARK: Final = "0.15"
 _BINS: Final = 40
-_WIDTH: Final = 8.0  # inches of a figure with panels
+_WIDTH: Final = 5.0  # inches of a panel
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Values drawn under a null, what was observed, and the title of their panel."""
+    """Values drawn under a null, what was observed, and the title of their panel (fit for matplotlib)."""
 
     title: str
     drawn: Floats
@@ -45,7 +45,7 @@ def draw_distributions(rows: Sequence[Sequence[Distribution]], label: str) -> by
     bytes
         A PNG image.
     """
-    figure = empty_figure((_WIDTH, 0.5 + 1.45 * len(rows)))
+    figure = empty_figure((_WIDTH * len(rows[0]), 0.5 + 1.5 * len(rows)))
     axes = figure.subplots(len(rows), len(rows[0]), sharex=True, sharey=True, squeeze=False)
     every = np.concatenate([np.append(one.drawn, one.observed) for row in rows for one in row])
     most = max(float(np.nanmax(every)), 1.0)
@@ -54,19 +54,20 @@ def draw_distributions(rows: Sequence[Sequence[Distribution]], label: str) -> by
         for axis, one in zip(own, row, strict=True):
             axis.hist(one.drawn, edges, color=_GREY)
             axis.axvline(one.observed, color=_colour(one.colour), linewidth=2.2)
-            axis.set_title(axis_text(one.title), fontsize=9, loc="left")
+            axis.set_title(one.title, fontsize=10, loc="left")
             _bare(axis)
         own[0].set_ylabel("draws")
     # the line of a network without a voxel is on the edge
     axes[0, 0].set_xlim(-0.01 * most, most * 1.03)
     for axis in axes[-1]:
         axis.set_xlabel(label)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
     return png(figure)
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points of a panel and its title."""
+    """Points of a panel and its title (fit for matplotlib)."""
 
     title: str
     x: Floats
@@ -90,7 +91,7 @@ def draw_scatter(panels: Sequence[Scatter], across: str, up: str) -> bytes:
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = empty_figure((4.0 * columns, 0.3 + 2.5 * rows))
+    figure = empty_figure((_WIDTH * columns, 0.3 + 2.7 * rows))
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=False):
         many = len(panel.x)
@@ -109,7 +110,7 @@ def draw_scatter(panels: Sequence[Scatter], across: str, up: str) -> bytes:
             ends = np.array([panel.x.min(), panel.x.max()])
             axis.plot(ends, start + slope * ends, color=_MARK, linewidth=1.4)
         axis.set_ylim(-0.04, 1.04)
-        axis.set_title(axis_text(panel.title), fontsize=9, loc="left")
+        axis.set_title(panel.title, fontsize=10, loc="left")
         axis.set_xlabel(across)
         _bare(axis)
     for axis in axes[:, 0]:

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from ketanet.report.evidence import DIRECTION, LEVEL, LOCATION, SPECIFICITY, STABLE_DICE
+from ketanet.report.evidence import DIRECTION, LEVEL, LOCATION, SPECIFICITY, STABLE_DICE, label
 from ketanet.report.results import Network, Results
 from ketanet.report.tables import Table
 from ketanet.report.words import MISSING, count, fixed, listed, p_value, percent, share, whole
@@ -27,11 +27,12 @@ HOW_TO: Final = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """A network, what becomes of it in one sentence, and the numbers behind that."""
+    """A network, what becomes of it in one sentence, and the numbers behind that; `is_first`: of the first cohort."""
 
     title: str
     verdict: str
     lines: list[str]
+    is_first: bool
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def lead(results: Results) -> list[str]:
     parts = []
     for null in evidence.nulls:
         kept = sum(bool(left and left.voxels) for left in (survival(results, null, network) for network in found))
-        parts.append(f"{'none' if not kept else kept} against {null_words(null)}")
+        parts.append(f"{kept or 'none'} against {null_words(null)}")
     lines = [f"Of {count(len(found), 'network')} found, these keep voxels family-wise at .05: {listed(parts)}."]
     if set(LOCATION) <= set(evidence.nulls):
         only = [
@@ -120,29 +121,29 @@ def lead(results: Results) -> list[str]:
 
 def verdicts(results: Results) -> list[Verdict]:
     """Of every network, what survives."""
-    return [Verdict(n.title, _verdict(results, n), _lines(results, n)) for n in results.networks]
+    return [
+        Verdict(n.title, _verdict(results, n), _lines(results, n), n.cohort == results.cohorts[0])
+        for n in results.networks
+    ]
 
 
 def _verdict(results: Results, network: Network) -> str:
     if not network.voxels:
         return "no network was found, so there is nothing that could survive."
-    kept, lost = [], []
-    for null in results.evidence.nulls:
-        left = survival(results, null, network)
-        if left is None:
-            continue
-        if left.voxels:
-            kept.append(f"{_of(left.voxels, network)} against {null_words(null)}")
-        else:
-            lost.append(null_words(null))
-    if not kept and not lost:
-        return f"{count(network.voxels, results.place)}; no null model was run."
-    keeps = f"keeps {listed(kept)}" if kept else "keeps nothing"
-    return f"{keeps}{f'; nothing survives {listed(lost)}' if kept and lost else f' against {listed(lost)}' if lost else ''}."
+    size = count(network.voxels, results.place)
+    left = {null: found for null in results.evidence.nulls if (found := survival(results, null, network))}
+    kept = [(_part(one.voxels, network), null_words(null)) for null, one in left.items() if one.voxels]
+    lost = [null_words(null) for null, one in left.items() if not one.voxels]
+    if not left:
+        return f"{size}; no null model was run."
+    if not kept:
+        return f"of {size}, none survives any null model ({listed(lost)})."
+    words = [f"{part}{' survive' if not n else ''} against {null}" for n, (part, null) in enumerate(kept)]
+    return f"of {size}, {listed(words)}{f'; none against {listed(lost)}' if lost else ''}."
 
 
-def _of(voxels: int, network: Network) -> str:
-    return f"{voxels:,} of {network.voxels:,} voxels ({percent(voxels / network.voxels)})"
+def _part(voxels: int, network: Network) -> str:
+    return f"{voxels:,} ({percent(voxels / network.voxels)})"
 
 
 def _lines(results: Results, network: Network) -> list[str]:
@@ -152,7 +153,7 @@ def _lines(results: Results, network: Network) -> list[str]:
         if left is None or not network.voxels:
             continue
         if null in LOCATION:
-            lines.append(_location_line(null, network, left))
+            lines.append(_location_line(results, null, network, left))
         elif null == DIRECTION:
             lines.append(_direction_line(results, network, left))
         else:
@@ -164,20 +165,21 @@ def _lines(results: Results, network: Network) -> list[str]:
     ]
 
 
-def _location_line(null: str, network: Network, left: Survival) -> str:
+def _location_line(results: Results, null: str, network: Network, left: Survival) -> str:
     places = "drawn anywhere" if null == LOCATION[0] else "drawn among those as strongly connected as the originals"
     larger = "larger than chance" if left.p_size <= LEVEL else "no larger than chance gives"
+    average = count(round(left.mean_size), results.place)
     return (
         f"With {left.draws:,} draws of places {places}, the network is {larger}: {network.voxels:,} against "
-        f"{whole(round(left.mean_size))} voxels on average, p = {p_value(left.p_size)}. {_kept(left, network)}; the "
+        f"{average} on average, p = {p_value(left.p_size)}. {_kept(results, left, network)}; the "
         f"smallest family-wise p is {p_value(left.p_least)}."
     )
 
 
-def _kept(left: Survival, network: Network) -> str:
+def _kept(results: Results, left: Survival, network: Network) -> str:
     if not left.voxels:
-        return "None of its voxels survives family-wise at .05"
-    return f"{_of(left.voxels, network)} survive family-wise at .05"
+        return f"None of its {results.place}s survives family-wise at .05"
+    return f"Of its {results.place}s, {_part(left.voxels, network)} survive family-wise at .05"
 
 
 def _direction_line(results: Results, network: Network, left: Survival) -> str:
@@ -186,25 +188,28 @@ def _direction_line(results: Results, network: Network, left: Survival) -> str:
     total = 0 if anywhere is None else int(results.grid.painted[anywhere].sum())
     beyond = f"; {total - left.voxels:,} {results.place}s outside of it do" if total > left.voxels else ""
     return (
-        f"With the directions of whole source studies exchanged, {_kept(left, network)[0].lower()}"
-        f"{_kept(left, network)[1:]} as more of {network.direction} than of {other}{beyond}. The largest difference of "
-        f"the two probabilities is {fixed(left.observed)}, p = {p_value(left.p_least)}."
+        f"With the directions of whole source studies exchanged ({left.draws:,} assignments): "
+        f"{_lower(_kept(results, left, network))} as more of {network.direction} than of {other}{beyond}. The largest "
+        f"difference of the two probabilities is {fixed(left.observed)}, p = {p_value(left.p_least)}."
     )
 
 
 def _specificity_line(results: Results, null: str, network: Network, left: Survival) -> str:
     evidence = results.evidence
     survives = evidence.survives(null, network.cohort, network.direction)
-    statistic = evidence.map(f"statistic_{null.replace('-', '_')}", network.cohort, network.direction)
+    statistic = evidence.map(f"statistic_{label(null)}", network.cohort, network.direction)
     more = 0
     if survives is not None and statistic is not None:
         more = int(results.grid.painted[survives & network.inside & (np.nan_to_num(statistic) > 0)].sum())
-    sides = f" ({more:,} with more connectivity in the studied condition, {left.voxels - more:,} with less)"
+    sides = f" ({more:,} with more in the studied condition, {left.voxels - more:,} with less)" if left.voxels else ""
     return (
-        f"Against the contrasts of {null.removeprefix(SPECIFICITY)}, {_kept(left, network)[0].lower()}"
-        f"{_kept(left, network)[1:]}{sides if left.voxels else ''}; the smallest family-wise p is "
-        f"{p_value(left.p_least)}."
+        f"Against the contrasts of {null.removeprefix(SPECIFICITY)}: {_lower(_kept(results, left, network))}{sides}; "
+        f"the smallest family-wise p is {p_value(left.p_least)}."
     )
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
 
 
 def degree_r(results: Results, network: Network) -> tuple[float, float]:
@@ -234,8 +239,8 @@ def _degree_lines(results: Results, network: Network) -> list[str]:
         f"follows the degree of the connectome {size}" if p <= LEVEL else "does not follow the degree of the connectome"
     )
     left = (
-        f"; without that, {without_degree(results, network):,} of {network.voxels:,} voxels still reach "
-        f"{share(results.rule['at_least'])}"
+        f"; with degree regressed out, {without_degree(results, network):,} of its {network.voxels:,} {results.place}s "
+        f"still reach {share(results.rule['at_least'])}"
         if network.voxels
         else ""
     )
@@ -257,16 +262,16 @@ def _discovery_lines(results: Results, network: Network) -> list[str]:
         median = float(np.nanmedian(dice)) if np.isfinite(dice).any() else float("nan")
         lines.append(
             f"Source studies drawn with replacement, {len(dice):,} times: "
-            f"{_of(int(results.grid.painted[often].sum()), network)} lie in at least {share(OFTEN)} of the networks; "
-            f"median Dice with the network {fixed(median)}."
+            f"{_part(int(results.grid.painted[often].sum()), network)} of its {results.place}s lie in at least "
+            f"{share(OFTEN)} of the networks; median Dice with the network {fixed(median)}."
         )
     replicated = evidence.table("replication")
     if replicated is not None:
-        for row in replicated[replicated["direction"] == direction].to_dict("records"):
-            lines.append(
-                f"In {row['cohort']}: Dice {fixed(row['dice'])}, spatial r of the probability {fixed(row['spatial_r'])}; "
-                f"{percent(row['recovered'])} of the network is found again."
-            )
+        lines += [
+            f"In {row['cohort']}: Dice {fixed(row['dice'])}, spatial r of the probability {fixed(row['spatial_r'])}; "
+            f"{percent(row['recovered'])} of the network is found again."
+            for row in replicated[replicated["direction"] == direction].to_dict("records")
+        ]
     return lines + enough(results, direction)
 
 
@@ -282,8 +287,8 @@ def enough(results: Results, direction: str) -> list[str]:
             f"{whole(stable.min())} of {every} source studies give the network (median Dice of at least "
             f"{STABLE_DICE:g}, and so with more)."
             if len(stable) and stable.min() < every
-            else f"No number of source studies below all {every} gives the network (a median Dice of {STABLE_DICE:g} is "
-            "not reached to stay)."
+            else f"No number of source studies below all {every} gives the network (a median Dice of {STABLE_DICE:g} "
+            "is not reached to stay)."
         )
     people = results.evidence.table("enough_people")
     if people is not None and len(own := people[people["direction"] == direction]):
@@ -334,15 +339,16 @@ def scope(results: Results) -> str:
     if len(results.cohorts) > 1:
         several.append("“over cohorts too” over those of all directions and cohorts")
     more = f"; {listed(several)}" if several else ""
-    lacking = (
-        " n/a: not computed (comparisons with other conditions are corrected within a direction and cohort; draws that "
-        "stopped at different numbers cannot be joined over cohorts)."
-        if several
-        else ""
-    )
-    shares = " that of shares over the canonical networks of one direction and cohort." if results.evidence.location else ""
+    why = []
+    if results.evidence.specificity and several:
+        why.append("comparisons with other conditions are corrected within a direction and cohort")
+    if results.evidence.location and len(results.cohorts) > 1:
+        why.append("draws that stopped at different numbers cannot be joined over cohorts")
+    lacking = f" n/a: not computed ({'; '.join(why)})." if why else ""
+    shares = " Shares are corrected over the canonical networks of one direction and cohort."
+    apart = f" Nothing is corrected over the {len(nulls)} null models." if len(nulls) > 1 else ""
     return (
         f"Family-wise error is controlled over the {results.element}s of one direction in one cohort, by the largest "
-        f"value of each draw{more}.{lacking} Nothing is corrected over the {count(len(nulls), 'null model')}"
-        f"{';' + shares if shares else '.'}"
+        f"value of each draw{more}.{lacking}{shares if results.evidence.location else ''}"
+        f"{apart}"
     )

@@ -12,7 +12,9 @@ import numpy as np
 from ketanet import spec
 from ketanet.grid import GrayordinateGrid, VolumeGrid
 from ketanet.grid.grayordinates import RIBBON_MM
+from ketanet.report.evidence_methods import evidence_methods, resampling_methods
 from ketanet.report.results import Results
+from ketanet.report.tables import variant_name
 from ketanet.report.words import count, listed, share, whole
 
 
@@ -37,6 +39,7 @@ def methods_text(results: Results) -> list[Paragraph]:
         In the order in which things were done. The departures from the preset are apart: see
         :func:`ketanet.report.departures.departures`.
     """
+    robustness = {"Robustness": _robustness(results)}
     steps = {
         "Design": _design(results),
         "Cohorts": _cohorts(results),
@@ -46,9 +49,8 @@ def methods_text(results: Results) -> list[Paragraph]:
         "Correction": _correction(results),
         "Probability map and network": _overlap(results),
         "Canonical networks": _canonical(results),
-        "Robustness": _robustness(results),
-        "Software": _software(results),
     }
+    steps |= {**evidence_methods(results), **robustness, **resampling_methods(results), "Software": _software(results)}
     return [Paragraph(title, text) for title, text in steps.items()]
 
 
@@ -172,9 +174,24 @@ def _group(results: Results) -> str:
         "two-sided": "Two-sided p = 2 P(T > |t|).",
     }[settings["tail"]]
     return (
-        f"For each contrast, z was tested against zero over people with a one-sample t-test {where}. No covariates "
-        f"were used. Degrees of freedom were n − 1, n being the people with signal in both seed and {element} "
-        f"({_people(facts['n'])}). {side} {_untested(facts, element)}"
+        f"For each contrast, z was tested against zero over people with a one-sample t-test {where}. "
+        f"{_model(results, facts)} {side} {_untested(facts, element)}"
+    )
+
+
+def _model(results: Results, facts: dict[str, Any]) -> str:
+    """Covariates and degrees of freedom."""
+    covariates = results.group.attrs.get("covariates")
+    people = f"n being the people with signal in both seed and {results.element} ({_people(facts['n'])})"
+    if not covariates:
+        return f"No covariates were used. Degrees of freedom were n − 1, {people}."
+    names = [f"{c['name']} (a category)" if "levels" in c else c["name"] for c in covariates]
+    return (
+        f"z was regressed on {listed(names)} by least squares, and the intercept tested. The covariates (of a category, "
+        "an indicator of each level but the first) were centred over all people of the cohort, so that the intercept "
+        f"is the mean connectivity at their mean. Degrees of freedom were n − rank of the design, {people}; they were "
+        f"{_people(facts['df'])}. Where the people with signal cannot tell the intercept from the covariates, there is "
+        "no t."
     )
 
 
@@ -184,12 +201,16 @@ def _tested(results: Results) -> dict[str, Any]:
     defined = group["t"].notnull()
     n = group["n"].where(defined)
     over = ["seed", "voxel"]
-    low, high, lacking = dask.compute(n.min(dim=over), n.max(dim=over), (~defined).sum(dim="voxel"))
+    df = group["df"].where(defined) if "df" in group else n - 1
+    low, high, least, most, lacking = dask.compute(
+        n.min(dim=over), n.max(dim=over), df.min(dim=over), df.max(dim=over), (~defined).sum(dim="voxel")
+    )
     inside = int(group.attrs["n_tested"])
     untested = lacking.values - (results.grid.n_voxels - inside)
     return {
         "inside": inside,
         "n": dict(zip(results.cohorts, zip(low.values.tolist(), high.values.tolist(), strict=True), strict=True)),
+        "df": dict(zip(results.cohorts, zip(least.values.tolist(), most.values.tolist(), strict=True), strict=True)),
         "maps": int(untested.size),
         "untested_maps": int((untested > 0).sum()),
         "most_untested": int(untested.max()),
@@ -233,10 +254,25 @@ def _correction(results: Results) -> str:
             "under any dependence."
         ),
         "bonferroni": f"p was multiplied by the number of {element}s tested in the map (Bonferroni).",
+        "fwe_max": _sign_flips(results),
         "none": f"p was not corrected for the number of {element}s tested.",
     }[settings["correction"]]
-    label = {"none": "uncorrected p", "bonferroni": "adjusted p"}.get(settings["correction"], "adjusted p (q)")
+    label = {"none": "uncorrected p", "bonferroni": "adjusted p", "fwe_max": "family-wise p"}.get(
+        settings["correction"], "adjusted p (q)"
+    )
     return f"{text} {element.capitalize()}s with {label} below {alpha:g} made the binary map of the contrast."
+
+
+def _sign_flips(results: Results) -> str:
+    flips, seed = (results.group.attrs.get(name) for name in ("n_flips", "flip_seed"))
+    if flips is None:
+        return ""
+    return (
+        f"The family-wise error was controlled over the {results.element}s tested in each map, by {flips:,} random sign "
+        f"flips of people (seed {seed}; Winkler et al. 2014; Nichols and Holmes 2002): p = (1 + #) / (1 + {flips:,}), # "
+        f"being the flips in which any {results.element} is as extreme, by the p of its t. Assumed is that people are "
+        "independent, and z and −z equally likely where there is no connectivity."
+    )
 
 
 def _overlap(results: Results) -> str:
@@ -303,6 +339,16 @@ def _robustness(results: Results) -> str:
         variants.append(f"sphere radii of {listed(radii)} mm")
     if "at_least" in done:
         variants.append(f"overlap thresholds of {listed(levels)}")
+    if "connectivity" in done:
+        variants.append(f"clusters by connectivity of {listed(_parameters(results, 'connectivity'))} neighbours")
+    if "correction" in done:
+        variants.append(
+            "the stored t tested again, at the same alpha, with "
+            + listed(variant_name("correction", p) for p in _parameters(results, "correction"))
+        )
+    if "signal" in done:
+        names = [variant_name("signal", p) for p in _parameters(results, "signal")]
+        variants.append(f"other seed signals ({listed(names)})")
     if "leave_one_study_out" in done:
         variants.append("each source study left out in turn")
     if "cohort" in done:
@@ -314,6 +360,11 @@ def _robustness(results: Results) -> str:
         f"The networks were compared with those of {'; '.join(variants)}: by the Dice coefficient of the networks "
         f"(Dice 1945) and by Pearson's r of the unthresholded probability over space{weighted}."
     )
+
+
+def _parameters(results: Results, analysis: str) -> list[str]:
+    table = results.robustness
+    return list(dict.fromkeys(table.loc[table["analysis"] == analysis, "parameter"]))
 
 
 def _software(results: Results) -> str:

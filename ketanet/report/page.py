@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ketanet import __version__
 from ketanet.files import write_text
 from ketanet.report.charts import FEWEST_ON_POLAR, MOST_ON_POLAR, draw_bars, draw_polar, share_limit
-from ketanet.report.departures import SPECIFICITY, data_differences, departures, references
+from ketanet.report.departures import data_differences, departures
+from ketanet.report.evidence_page import evidence_content
+from ketanet.report.figures import Figure
 from ketanet.report.methods import methods_text
 from ketanet.report.pictures import network_rows
+from ketanet.report.references import SPECIFICITY, references
 from ketanet.report.results import Network, Results, load_results
+from ketanet.report.robustness_page import MOST_BARS, leave_one_out_strip, replication_block, robustness_blocks
 from ketanet.report.slices import Slice, choose_slices, picture_words
 from ketanet.report.summary import key_numbers, sentence, warnings_of
 from ketanet.report.tables import (
@@ -30,22 +32,7 @@ from ketanet.report.tables import (
 )
 from ketanet.report.words import count, fixed, listed
 
-MOST_BARS: Final = 40
-"""More canonical networks than this make a chart too tall; those covered most are drawn."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An inlined PNG image with its alternative text and caption; `wide` ones scroll sideways in a narrow window."""
-
-    png: bytes
-    alt: str
-    caption: str
-    wide: bool = False
-
-    @property
-    def address(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+__all__ = ["Figure", "render", "write_report"]
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
@@ -91,6 +78,7 @@ def render(template: str, content: dict[str, Any]) -> str:
 def _content(results: Results) -> dict[str, Any]:
     head, rows = key_numbers(results)
     clusters = [(network, *clusters_table(results, network)) for network in results.networks]
+    planes = choose_slices(results.grid, results.networks)
     return {
         "title": results.settings["name"],
         "sentence": sentence(results),
@@ -102,7 +90,7 @@ def _content(results: Results) -> dict[str, Any]:
             ("direction", "cohort", "canonical network covered most"),
         ),
         "element": results.element,
-        "maps": _maps(results),
+        "maps": _maps(results, planes),
         "shares": shares_table(results),
         "share_figures": [_share_figures(results, cohort) for cohort in results.cohorts],
         "clusters": clusters,
@@ -110,6 +98,10 @@ def _content(results: Results) -> dict[str, Any]:
         "part": results.part,
         "place": results.place,
         "pictures": picture_words(results.grid),
+        "evidence": evidence_content(results, planes),
+        "strip": leave_one_out_strip(results),
+        "resampled": robustness_blocks(results, planes),
+        "replicated": replication_block(results),
         "variants": [variants_of(results, cohort) for cohort in results.cohorts],
         "replication": replication(results),
         "contrasts": contrasts_table(results),
@@ -127,9 +119,8 @@ def _content(results: Results) -> dict[str, Any]:
     }
 
 
-def _maps(results: Results) -> list[tuple[str, list[Figure]]]:
+def _maps(results: Results, planes: Sequence[Slice]) -> list[tuple[str, list[Figure]]]:
     """Figures of each direction, one a cohort, all through the same planes; none where nothing lies on an image."""
-    planes = choose_slices(results.grid, results.networks)
     if not planes:
         return []
     return [

@@ -32,18 +32,34 @@ _GAP = 6
 _HEAD = 30  # pixels above each row of slices, for its title
 _FOOT = 26  # pixels below the last row, for the positions
 _SCALE_WIDTH = 92  # pixels on the right, for the colour scale
+_SIGN_WIDTH = 22  # more of them for numbers longer than 0.2
 _FADED = 0.35
+_DIFFERENCE: Final = "difference"
+_BOTH_SIDES: Final = ("#00305c", "#0072B2", "#f4f2ec", "#D55E00", "#6e2a00")
+"""The colours of the second and the first direction, told apart by colour-blind people; nothing is nearly white."""
 
 Rgb = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Colours:
-    """A colour scale: matplotlib's name of it, and the values at its ends."""
+    """A colour scale: its name, and the values at its ends."""
 
     name: str
     low: float = 0.0
     high: float = 1.0
+
+    @property
+    def map(self) -> Any:
+        """The colours as matplotlib has them."""
+        from matplotlib import colormaps
+        from matplotlib.colors import LinearSegmentedColormap
+
+        return (
+            LinearSegmentedColormap.from_list(_DIFFERENCE, _BOTH_SIDES)
+            if self.name == _DIFFERENCE
+            else colormaps[self.name]
+        )
 
 
 SHARES: Final = Colours("plasma")
@@ -51,8 +67,8 @@ SHARES: Final = Colours("plasma")
 
 
 def differences(largest: float) -> Colours:
-    """Scale of values on both sides of zero: blue below, orange to red above, both dark at the ends."""
-    return Colours("RdYlBu_r", -largest, largest)
+    """Scale of values on both sides of zero: blue below, orange above, dark at the ends."""
+    return Colours(_DIFFERENCE, -largest, largest)
 
 
 @dataclass(frozen=True)
@@ -173,8 +189,6 @@ def _template() -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.fl
 
 def paint(plane: Slice, row: Row, colours: Colours = SHARES) -> Rgb:
     """Colours (row, column, 3) of a map on a plane, from 0 to 1."""
-    from matplotlib import colormaps
-
     # a light brain on white paper: the dark end of the colours stays visible
     grey = np.where(plane.brain > 0, 0.3 + 0.7 * plane.brain, 1.0)
     rgb = np.repeat(grey[..., None], 3, axis=-1).astype(np.float32)
@@ -183,7 +197,7 @@ def paint(plane: Slice, row: Row, colours: Colours = SHARES) -> Rgb:
     value[on] = row.values[plane.element[on]]
     shown = np.nan_to_num(value) > 0 if colours.low == 0 else np.nan_to_num(value) != 0
     part = (value[shown] - colours.low) / (colours.high - colours.low)
-    colour = colormaps[colours.name](np.clip(part, 0, 1))[:, :3].astype(np.float32)
+    colour = colours.map(np.clip(part, 0, 1))[:, :3].astype(np.float32)
     inside = np.zeros(on.shape, bool)
     if row.inside is not None:
         inside[on] = row.inside[plane.element[on]]
@@ -234,7 +248,8 @@ def draw(
 
     row_height = max(len(p.brain) for p in planes)
     height = len(rows) * (_HEAD + row_height) + _FOOT
-    width = sum(p.brain.shape[1] + _GAP for p in planes) + _SCALE_WIDTH
+    room = _SCALE_WIDTH + (0 if colours == SHARES else _SIGN_WIDTH)
+    width = sum(p.brain.shape[1] + _GAP for p in planes) + room
     canvas = np.ones((height, width, 3), np.float32)
     figure = Figure(figsize=(width / 100, height / 100), dpi=100 * zoom)
     FigureCanvasAgg(figure)
@@ -254,7 +269,7 @@ def draw(
                 axes.text(middle, height - 8, plane.label, fontsize=11, ha="center", color="black")
             left += tile.shape[1] + _GAP
     axes.imshow(np.repeat(np.repeat(canvas, zoom, 0), zoom, 1), extent=(0, width, height, 0), interpolation="nearest")
-    _colour_scale(figure, width, height, scale, mark, colours)
+    _colour_scale(figure, (width, height), width - room + _GAP * 2, scale, mark, colours)
     return png(figure)
 
 
@@ -265,14 +280,19 @@ def _sides(axes: Any, plane: Slice, left: int, top: int) -> None:
         axes.text(x, top + 12, text, fontsize=10, ha="center", va="center", color="0.25")
 
 
-def _colour_scale(figure: Any, width: int, height: int, name: str, mark: float | None, colours: Colours) -> None:
+def _colour_scale(
+    figure: Any, size: tuple[int, int], left: int, name: str, mark: float | None, colours: Colours
+) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
+    width, height = size
     tall = min(260, height - 70)
-    bar = figure.add_axes(((width - 80) / width, (height - tall) / 2 / height, 14 / width, tall / height))
+    bar = figure.add_axes((left / width, (height - tall) / 2 / height, 14 / width, tall / height))
     ticks = np.linspace(colours.low, colours.high, 6 if colours.low == 0 else 5)
-    scale = figure.colorbar(ScalarMappable(Normalize(colours.low, colours.high), colours.name), cax=bar, ticks=ticks)
+    scale = figure.colorbar(
+        ScalarMappable(Normalize(colours.low, colours.high), colours.map), cax=bar, ticks=ticks, format="{x:.3g}"
+    )
     scale.ax.tick_params(labelsize=10)
     scale.set_label(name, fontsize=10)
     if mark is not None:

@@ -13,6 +13,22 @@ from ketanet.report.words import MISSING, fixed, percent, share, whole
 
 CLUSTERS_SHOWN = 20
 
+_SETTINGS = ("radius", "at_least", "connectivity", "correction", "signal")
+
+_SIGNAL_WORDS = {
+    "mean": "mean of the seed",
+    "mean_standardised": "mean of the standardised seed",
+    "pc1": "first principal component of the seed",
+}
+
+_CORRECTION_WORDS = {
+    "fdr_bh_positive": "FDR (Benjamini-Hochberg, t > 0)",
+    "fdr_bh": "FDR (Benjamini-Hochberg)",
+    "fdr_by": "FDR (Benjamini-Yekutieli)",
+    "bonferroni": "Bonferroni",
+    "none": "uncorrected",
+}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -84,7 +100,7 @@ def _place(row: dict[str, float], what: str) -> str:
 def variants_of(results: Results, cohort: str) -> Variants:
     """Robustness table of a cohort, by settings and by source study left out."""
     own = results.robustness[results.robustness["cohort"] == cohort]
-    by_setting = own[own["analysis"].isin(["radius", "at_least"])]
+    by_setting = own[own["analysis"].isin(_SETTINGS)]
     by_study = own[own["analysis"] == "leave_one_study_out"]
     main = ["main analysis"]
     for direction in results.directions:
@@ -111,18 +127,26 @@ def _variant_rows(results: Results, table: pd.DataFrame) -> list[list[str]]:
         rows.setdefault((row["analysis"], row["parameter"]), {})[row["direction"]] = cells
     lines = []
     for (analysis, parameter), found in rows.items():
-        line = [_variant_name(analysis, parameter)]
+        line = [variant_name(analysis, parameter)]
         for direction in results.directions:
             line += found.get(direction, [MISSING] * 3)
         lines.append(line)
     return lines
 
 
-def _variant_name(analysis: str, parameter: str) -> str:
+def variant_name(analysis: str, parameter: str) -> str:
+    """A variant of the analysis in words."""
     if analysis == "radius":
         return f"radius {parameter} mm"
     if analysis == "at_least":
         return f"at least {share(float(parameter))}"
+    if analysis == "connectivity":
+        return f"clusters by {parameter}-connectivity"
+    if analysis == "signal":
+        return _SIGNAL_WORDS[parameter]
+    if analysis == "correction":
+        correction, tail = parameter.split()
+        return f"{_CORRECTION_WORDS[correction]}, {'one' if tail == 'positive' else 'two'}-sided"
     return f"without {parameter}"
 
 
