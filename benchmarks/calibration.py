@@ -1,4 +1,4 @@
-"""Do the null models hold their level, and find what is there?"""
+"""Do the tests hold their level, and find what is there?"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 
 from benchmarks.common import Claim, Section
+from benchmarks.group_levels import covariates_p, direction_rejections, sign_flip_p, welch_p
 from ketanet.batches import many_seeds
 from ketanet.cohort import CohortPlan, CohortWriter, Subject, open_cohort
 from ketanet.degree import degree_map
@@ -162,6 +163,16 @@ def measure(folder: Path, *, studies: int = 1000, draws: int = 199) -> Section:
                 "planted voxels found, FWE": float(found["planted"].mean()) if places == "planted" else None,
             }
         )
+    rows += [
+        {"places": "", "null": name, "any voxel, FWE": float(rate)}
+        for name, rate in (
+            ("direction, both from one network", direction_rejections(studies)),
+            ("the same, three of four studies an increase", direction_rejections(studies, balance=0.75)),
+            ("sign flips of 14 people (fwe_max)", (sign_flip_p(studies) <= LEVEL).mean()),
+            ("Welch, 9 and 25 people, one test", (welch_p(20 * studies) <= LEVEL).mean()),
+            ("covariates (age, site), one test", (covariates_p(20 * studies) <= LEVEL).mean()),
+        )
+    ]
     limit = stats.binom.ppf(0.999, studies, LEVEL) / studies
     by = {(row["places"], row["null"]): row for row in rows}
     claims = [
@@ -169,6 +180,7 @@ def measure(folder: Path, *, studies: int = 1000, draws: int = 199) -> Section:
         for what in ("one voxel", "network size", "any voxel, FWE")
         for match in ("uniform",)
     ]
+    claims += [Claim(f"rate of {row['null']}", row["any voxel, FWE"], limit) for row in rows if not row["places"]]
     claims.append(
         Claim(
             "rate of network size, places near hubs: uniform less strength",
@@ -183,6 +195,8 @@ def measure(folder: Path, *, studies: int = 1000, draws: int = 199) -> Section:
         "one voxel chosen beforehand, of the size of the network, and of any voxel family-wise. Random places: the "
         "null holds, so that no share may exceed .05 (p are discrete and conservative). Places near hubs, drawn by "
         "the third power of degree: the uniform null calls hubs a finding, the strength-matched one does not. "
-        "Planted: four of five coordinates lie in a network of 16 elements."
+        "Planted: four of five coordinates lie in a network of 16 elements. Below, tests of other kinds "
+        "where there is nothing: source studies of several contrasts each whose directions share one network; z of "
+        "people without mean."
     )
-    return Section("Level and power of the location null", words, rows, claims)
+    return Section("Level and power of the tests", words, rows, claims)

@@ -1,10 +1,16 @@
-"""How often group tests find something where there is nothing: made-up z of people, without images."""
+"""How often tests find something where there is nothing: made-up z of people and maps of contrasts, without images."""
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
+from ketanet.errors import KetanetWarning
+from ketanet.grid import Grid, VolumeGrid
+from ketanet.inference import direction_null
 from ketanet.kernels.flips import family_wise_p, flip_extremes, flip_signs
 from ketanet.kernels.glm import Products, centred_basis, fit_intercept
 from ketanet.kernels.statistics import log10_p, welch_t
@@ -61,3 +67,49 @@ def covariates_p(studies: int, *, people: int = 25, seed: int = 0) -> NDArray[np
     )
     fit = fit_intercept(sums, 0, people)
     return np.asarray(10 ** log10_p(fit.t, fit.df, "two-sided"))
+
+
+def study_drawn_from(
+    networks: dict[str, NDArray[np.float64]], grid: Grid, rng: np.random.Generator, *, balance: float, alike: float
+) -> xr.Dataset:
+    """A meta-analysis: sixteen source studies of one to three contrasts, each of one direction.
+
+    A contrast covers a voxel with the probability of its direction's network; contrasts of one source study take their
+    study's own cover with probability `alike`. `balance` is the share of source studies that report an increase.
+    """
+    size = rng.integers(1, 4, 16)
+    first = rng.permutation(np.arange(16) < round(16 * balance))
+    studies, directions, covers = [], [], []
+    for study in range(16):
+        label = "increase" if first[study] else "decrease"
+        own = rng.random(grid.n_voxels) < networks[label]
+        for _ in range(size[study]):
+            new = rng.random(grid.n_voxels) < networks[label]
+            studies.append(f"S{study}")
+            directions.append(label)
+            covers.append(np.where(rng.random(grid.n_voxels) < alike, own, new))
+    coords = {
+        "seed": np.array([f"c{k}" for k in range(len(studies))], object),
+        "source_study": ("seed", np.array(studies, object)),
+        "direction": ("seed", np.array(directions, object)),
+    }
+    found = np.array(covers)
+    data = {"t": (("seed", "voxel"), found.astype(np.float32)), "significant": (("seed", "voxel"), found)}
+    return xr.Dataset(data, coords, {"grid": grid.to_attrs()})
+
+
+def direction_rejections(studies: int, *, balance: float = 0.5, blocked: bool = True, seed: int = 0) -> float:
+    """Share of simulated meta-analyses, both directions from one network, with a voxel of p_fwe_both <= .05."""
+    rng = np.random.default_rng(seed)
+    grid = VolumeGrid(np.ones((5, 4, 6), bool), np.diag([3.0, 3, 3, 1]))
+    rejected = 0
+    with warnings.catch_warnings():
+        # that every contrast is its own source study is the point of the comparison
+        warnings.simplefilter("ignore", KetanetWarning)
+        for draw in range(studies):
+            network = rng.beta(0.8, 1.2, grid.n_voxels)
+            made = study_drawn_from({"increase": network, "decrease": network}, grid, rng, balance=balance, alike=0.6)
+            if not blocked:
+                made["source_study"] = made["seed"].astype(object)
+            rejected += bool((direction_null(made, n=199, seed=draw)["p_fwe_both"] <= 0.05).any())
+    return rejected / studies

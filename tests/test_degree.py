@@ -16,6 +16,8 @@ from ketanet.cohort import open_cohort
 from ketanet.compute import connect, open_results, save
 from ketanet.degree import degree_map
 from ketanet.errors import InputError, StoreError
+from ketanet.grid import ParcelGrid
+from ketanet.inference import degree_control, surrogate_maps
 from ketanet.ingest import Denoise, ParcelSource, ingest_cohort
 from ketanet.kernels.degree import degree_of
 from ketanet.kernels.rows import quantise, unit_rows
@@ -194,6 +196,92 @@ def test_a_cohort_of_runs_apart(parcels: Any, tmp_path: Any) -> None:
     got = computed(open_cohort(store), kind="positive", partners=0)
     each = [dense(joined_z(runs), "positive", np.arange(parcels.n_voxels)) for runs in people]
     np.testing.assert_allclose(got["degree"], np.mean(each, axis=0), atol=5e-6)
+
+
+# --- networks against degree
+
+
+def made_networks(grid: Any, degree: xr.Dataset) -> xr.Dataset:
+    """Three directions: one that follows degree, one that does not, one that is flat."""
+    rng = np.random.default_rng(0)
+    known = degree["degree"].values
+    probability = np.stack([0.4 + 3 * known + 0.05 * rng.normal(size=len(known)), rng.random(len(known)), 0 * known])
+    probability[0, [2, 8]] = np.nan
+    count = np.where(np.isnan(probability), -1, 1).astype(np.int32)
+    dims = ("direction", "voxel")
+    data = {"count": (dims, count), "probability": (dims, probability.astype(np.float32)), "network": (dims, count > 0)}
+    coords = {"direction": np.array(["up", "down", "flat"], object)}
+    return xr.Dataset(data, coords, {"kind": "networks", "grid": grid.to_attrs()})
+
+
+def parcel_degree(grid: Any) -> xr.Dataset:
+    values = np.random.default_rng(3).normal(0.1, 0.02, grid.n_voxels).astype(np.float32)
+    values[5] = np.nan
+    attrs = {"kind": "degree", "degree": "positive", "partners": 40, "partners_of": 60, "seed": 0}
+    return xr.Dataset({"degree": ("voxel", values)}, attrs=attrs | {"grid": grid.to_attrs()})
+
+
+@pytest.fixture(scope="module")
+def forty_parcels() -> ParcelGrid:
+    return ParcelGrid(np.random.default_rng(1).integers(0, 41, (9, 10, 11)), np.diag([4.0, 4, 4, 1]))
+
+
+def test_r_p_and_what_is_left(forty_parcels: ParcelGrid) -> None:
+    grid, degree = forty_parcels, parcel_degree(forty_parcels)
+    networks = made_networks(grid, degree)
+    got = degree_control(networks, degree, n=39, seed=4)
+    for direction in ("up", "down"):
+        one, values = (
+            got.sel(direction=direction),
+            networks["probability"].sel(direction=direction).values.astype(float),
+        )
+        hubs = degree["degree"].values.astype(float)
+        known = np.isfinite(values) & np.isfinite(hubs)
+        weight = grid.painted[known]
+        spread = [np.repeat(v[known], weight) for v in (values, hubs)]
+        assert one["r"].item() == pytest.approx(np.corrcoef(*spread)[0, 1])
+        assert one["elements"].item() == known.sum()
+        design = np.stack([np.ones(len(spread[1])), spread[1]], axis=1)
+        left = spread[0] - design @ np.linalg.lstsq(design, spread[0], rcond=None)[0] + spread[0].mean()
+        np.testing.assert_allclose(np.repeat(one["partial"].values[known], weight), left, atol=1e-6)
+        assert np.isnan(one["partial"].values[~known]).all()
+        drawn = surrogate_maps(hubs, grid, n=39, seed=4, mask=known).values[:, known]
+        null = [np.corrcoef(np.repeat(d, weight), spread[0])[0, 1] for d in drawn]
+        np.testing.assert_allclose(one["null_r"], null, atol=1e-6)
+        assert one["p"].item() == pytest.approx((1 + (np.abs(null) >= abs(one["r"].item())).sum()) / 40)
+    assert got["p"].sel(direction="up") == 1 / 40
+    assert got["p"].sel(direction="down") > 0.1
+    flat = got.sel(direction="flat")
+    assert np.isnan(flat["r"])
+    assert np.isnan(flat["p"])
+    assert got.attrs["n"] == 39
+    assert (got.attrs["degree_degree"], got.attrs["degree_partners"]) == ("positive", 40)
+
+
+def test_a_network_that_is_degree_leaves_nothing(forty_parcels: ParcelGrid, tmp_path: Any) -> None:
+    degree = parcel_degree(forty_parcels)
+    networks = made_networks(forty_parcels, degree)
+    networks["probability"][0] = 3 * degree["degree"]
+    got = degree_control(networks, degree, n=19)
+    assert got["r"].values[0] == pytest.approx(1)
+    left = got["partial"].values[0]
+    np.testing.assert_allclose(left[np.isfinite(left)], np.nanmean(left), atol=1e-6)
+    xr.testing.assert_allclose(save(got, tmp_path / "control.zarr").compute(), got)
+
+
+def test_what_degree_control_refuses(forty_parcels: ParcelGrid, parcels: ParcelGrid) -> None:
+    degree = parcel_degree(forty_parcels)
+    networks = made_networks(forty_parcels, degree)
+    with pytest.raises(InputError, match=r"n is 10; no p of \.05 exists"):
+        degree_control(networks, degree, n=10)
+    with pytest.raises(InputError, match="several cohorts; choose one"):
+        degree_control(networks.expand_dims(cohort=["a"]), degree)
+    with pytest.raises(InputError, match=r"the degree is not a dataset of ketanet\.degree_map"):
+        degree_control(networks, networks)
+    with pytest.raises(InputError, match="on different grids"):
+        degree_control(networks, parcel_degree(parcels))
+    with pytest.raises(InputError, match="values in 8 parcels of the mask, too few for the variogram"):
+        degree_control(made_networks(parcels, parcel_degree(parcels)), parcel_degree(parcels))
 
 
 # --- what is refused

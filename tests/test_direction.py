@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,12 @@ from ketanet.errors import InputError, KetanetWarning
 from ketanet.grid import Grid, ParcelGrid, VolumeGrid
 from ketanet.inference import direction_null, joint_direction_p, study_blocks
 from ketanet.networks import overlap
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.group_levels import direction_rejections, study_drawn_from  # noqa: E402
 
 
 def contrast_maps(
@@ -410,45 +417,6 @@ def test_a_direction_of_one_study_is_warned_of(parcels: ParcelGrid) -> None:
 
 
 # --- level and power
-
-
-def study_drawn_from(
-    networks: dict[str, np.ndarray], grid: Grid, rng: np.random.Generator, *, balance: float, alike: float
-) -> xr.Dataset:
-    """A meta-analysis: sixteen source studies of one to three contrasts, each of one direction.
-
-    A contrast covers a voxel with the probability of its direction's network; contrasts of one source study take their
-    study's own cover with probability `alike`. `balance` is the share of source studies that report an increase.
-    """
-    size = rng.integers(1, 4, 16)
-    first = rng.permutation(np.arange(16) < round(16 * balance))
-    studies, directions, covers = [], [], []
-    for study in range(16):
-        label = "increase" if first[study] else "decrease"
-        own = rng.random(grid.n_voxels) < networks[label]
-        for _ in range(size[study]):
-            new = rng.random(grid.n_voxels) < networks[label]
-            studies.append(f"S{study}")
-            directions.append(label)
-            covers.append(np.where(rng.random(grid.n_voxels) < alike, own, new))
-    return contrast_maps(grid, studies, directions, t=np.where(covers, 1.0, 0.0))
-
-
-def direction_rejections(studies: int, *, balance: float = 0.5, blocked: bool = True, seed: int = 0) -> float:
-    """Share of simulated meta-analyses, both directions from one network, with a voxel of p_fwe_both <= .05."""
-    rng = np.random.default_rng(seed)
-    grid = VolumeGrid(np.ones((5, 4, 6), bool), np.diag([3.0, 3, 3, 1]))
-    rejected = 0
-    with warnings.catch_warnings():
-        # that every contrast is its own source study is the point of the comparison
-        warnings.simplefilter("ignore", KetanetWarning)
-        for draw in range(studies):
-            network = rng.beta(0.8, 1.2, grid.n_voxels)
-            made = study_drawn_from({"increase": network, "decrease": network}, grid, rng, balance=balance, alike=0.6)
-            if not blocked:
-                made["source_study"] = made["seed"].astype(object)
-            rejected += bool((direction_null(made, n=199, seed=draw)["p_fwe_both"] <= 0.05).any())
-    return rejected / studies
 
 
 def binomial_error(studies: int) -> float:

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
+from scipy.spatial.distance import cdist
 
 Float = NDArray[np.float64]
 
@@ -76,7 +77,7 @@ def sample_pairs(positions: Float, random: np.random.Generator) -> Variogram:
     """
     near = random.permutation(len(positions))[:_OTHERS]
     anchors = near[:_ANCHORS]
-    distance = np.sqrt(((positions[anchors, None] - positions[None, near]) ** 2).sum(axis=2))
+    distance = cdist(positions[anchors], positions[near])
     lag = distance[distance > 0]
     farthest, nearest = np.percentile(lag, _FARTHEST), lag.min()
     n_bins = int(np.clip(np.count_nonzero(lag <= farthest) // 50, 3, N_BINS))
@@ -166,7 +167,7 @@ class DenseField:
     """
 
     def __init__(self, positions: Float, lengths: Float, variance: Float) -> None:
-        squared = ((positions[:, None] - positions[None]) ** 2).sum(axis=2)
+        squared = cdist(positions, positions, "sqeuclidean")
         covariance = variance[-1] * np.eye(len(positions))
         for length, share in zip(lengths, variance[:-1], strict=True):
             if share:

@@ -67,11 +67,12 @@ def draw_distributions(rows: Sequence[Sequence[Distribution]], label: str) -> by
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points of a panel and its title (fit for matplotlib)."""
+    """Points of a panel, their steps in `y`, and the title (fit for matplotlib)."""
 
     title: str
     x: Floats
     y: Floats
+    step: float
     colour: int
 
 
@@ -97,13 +98,13 @@ def draw_scatter(panels: Sequence[Scatter], across: str, up: str) -> bytes:
         many = len(panel.x)
         axis.plot(
             panel.x,
-            panel.y,
+            panel.y + 0.7 * panel.step * (_spread(many) - 0.5),
             linestyle="none",
             marker="o",
-            markersize=3.2 if many < 1000 else 1.6,
+            markersize=3.2 if many < 1000 else 2,
             markeredgewidth=0,
             color=_colour(panel.colour),
-            alpha=float(np.clip(300 / max(many, 1), 0.04, 0.7)),
+            alpha=float(np.clip(600 / max(many, 1), 0.06, 0.7)),
         )
         if many > 1 and np.ptp(panel.x) > 0:
             slope, start = np.polyfit(panel.x, panel.y, 1)
@@ -111,8 +112,9 @@ def draw_scatter(panels: Sequence[Scatter], across: str, up: str) -> bytes:
             axis.plot(ends, start + slope * ends, color=_MARK, linewidth=1.4)
         axis.set_ylim(-0.04, 1.04)
         axis.set_title(panel.title, fontsize=10, loc="left")
-        axis.set_xlabel(across)
         _bare(axis)
+    for axis in axes[-1]:
+        axis.set_xlabel(across)
     for axis in axes[:, 0]:
         axis.set_ylabel(up)
     for axis in axes.flat[len(panels) :]:
@@ -150,7 +152,7 @@ def draw_strips(strips: Sequence[Strip], label: str) -> bytes:
         if not len(known):
             continue
         # spread up and down by their order, so that equal values are seen
-        offset = 0.22 * ((np.arange(len(known)) * 0.618) % 1 - 0.5)
+        offset = 0.22 * (_spread(len(known)) - 0.5)
         axes.plot(
             known,
             line + offset,
@@ -274,6 +276,11 @@ def draw_bands(names: Sequence[str], bands: Mapping[str, tuple[Floats, Floats, F
     _bare(axes)
     figure.legend(loc="outside upper left", ncols=3, frameon=False)
     return png(figure)
+
+
+def _spread(many: int) -> Floats:
+    """Numbers from 0 to 1, evenly spread in any stretch of them."""
+    return np.asarray(np.arange(many) * 0.6180339887 % 1, np.float64)
 
 
 def _colour(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,32 +53,38 @@ def resampling_methods(results: Results) -> dict[str, str]:
 
 
 def _location(results: Results) -> str:
-    nulls, settings = results.evidence.nulls, results.settings.get("null") or {}
+    nulls, element = results.evidence.nulls, results.element
     one = next(iter(nulls[results.evidence.location[0]].values()))
+    return (
+        f"{_draws(results)} of the places of all coordinates were made (seed {one.attrs['seed']}; a draw is the same "
+        "in every cohort); each contrast kept its number of coordinates, and no place was taken twice in a contrast as "
+        f"far as there were others. {_places(results)} Every draw went through spheres, seed signal, group test, "
+        f"correction and overlap as the study itself. Per {element}, p = (1 + #) / (1 + n), # being the draws whose "
+        "unthresholded probability reaches the observed one (Phipson and Smyth 2010). The family-wise error over the "
+        f"{element}s of one direction and cohort was controlled by the largest probability of each draw (Nichols and "
+        f"Holmes 2002){_wider(results)}; that of the shares of canonical networks by the smallest p of each draw. "
+        f"{_stopping(one, element)} Such p are discrete and conservative: P(p ≤ a) ≤ a. The null is that as many "
+        "places elsewhere would share as much; it says nothing about whether the published places are right, nor about "
+        "how the source studies were chosen."
+    )
+
+
+def _places(results: Results) -> str:
+    nulls, settings = results.evidence.nulls, results.settings.get("null") or {}
     mask = settings.get("mask") or results.settings["group"].get("mask")
     where = f"the mask {Path(mask).name}" if mask else "the grid (no grey-matter mask was given)"
     kinds = []
     if LOCATION[0] in nulls:
-        kinds.append(f"anywhere among the {whole(one.attrs['places'])} places of {where} (uniform)")
+        own = next(iter(nulls[LOCATION[0]].values()))
+        kinds.append(f"Uniform places were drawn anywhere among the {whole(own.attrs['places'])} places of {where}.")
     if LOCATION[1] in nulls:
         own = next(iter(nulls[LOCATION[1]].values()))
         kinds.append(
-            f"among the {share(own.attrs['within'])} of the {results.element}s of {where} that are closest to the "
-            f"original in positive-only degree{_strength(results)} (strength-matched); an original outside of it counted "
-            f"as its nearest {results.element}"
+            f"Strength-matched places were drawn among the {share(own.attrs['within'])} of the {results.element}s of "
+            f"{where} that are closest to the original in positive-only degree{_strength(results)}; an original "
+            f"outside of it counted as its nearest {results.element}."
         )
-    return (
-        f"{_draws(results)} of the places of all coordinates were made (seed {one.attrs['seed']}; a draw is the same in "
-        "every cohort); each contrast kept its number of coordinates, and no place was taken twice in a contrast as far "
-        f"as there were others. Places were drawn {'; and, apart, '.join(kinds)}. Every draw went through spheres, seed "
-        f"signal, group test, correction and overlap as the study itself. Per {results.element}, p = (1 + #) / (1 + n), "
-        "# being the draws whose unthresholded probability reaches the observed one (Phipson and Smyth 2010). The "
-        f"family-wise error over the {results.element}s of one direction and cohort was controlled by the largest "
-        "probability of each draw (Nichols and Holmes 2002)"
-        f"{_wider(results)}; of the shares of canonical networks, by the smallest p of each draw. {_stopping(one)} Such "
-        "p are discrete and conservative: P(p ≤ a) ≤ a. The null says that as many places elsewhere would share as "
-        "much; it says nothing about whether the published places are right, nor how the source studies were chosen."
-    )
+    return " ".join(kinds)
 
 
 def _draws(results: Results) -> str:
@@ -96,14 +103,14 @@ def _strength(results: Results) -> str:
     degree = results.evidence.degree_maps.get("positive")
     if degree is None:
         return ""
-    return f" in {results.cohorts[0]} ({_partners(degree.attrs)})"
+    return f" in {results.cohorts[0]} (with {_partners(results, degree.attrs)})"
 
 
-def _partners(attrs: dict[str, Any]) -> str:
+def _partners(results: Results, attrs: Mapping[Any, Any]) -> str:
     partners, every = int(attrs["partners"]), int(attrs["partners_of"])
     if partners == every:
-        return f"with all {every:,}"
-    return f"with {partners:,} of {every:,} drawn at random, seed {attrs['seed']}"
+        return f"all {every:,} {results.element}s"
+    return f"{partners:,} of {every:,} {results.element}s drawn at random, seed {attrs['seed']}"
 
 
 def _wider(results: Results) -> str:
@@ -113,20 +120,20 @@ def _wider(results: Results) -> str:
         more.append("over all directions")
     if any(f"p_fwe_all_{null.replace('-', '_')}" in results.evidence.beside for null in results.evidence.location):
         more.append("over all directions and cohorts")
-    return f", and also {listed(more)}" if more else ""
+    return "".join(f", and, apart from that, {one}" for one in more)
 
 
-def _stopping(null: xr.Dataset) -> str:
+def _stopping(null: xr.Dataset, element: str) -> str:
     rule = null.attrs["stop"]
     if rule == "never":
         return "All draws that were asked for were made."
     known = Stopping.__init__.__kwdefaults__ or {}
-    what = "the tests of all that lies in a network, of its size and of the shares"
+    what = f"the tests of every {element} in a network, of its size, of the largest probability and of the shares"
     if rule == "besag_clifford":
         hits = known["hits"]
         return (
-            f"Draws stopped when {what} had all been exceeded {hits} times; such a test has p = {hits} / l, l being the "
-            "draws until then (Besag and Clifford 1991)."
+            f"Draws stopped when {what} had all been exceeded {hits} times; such a test has p = {hits} / l, l being "
+            "the draws until then (Besag and Clifford 1991)."
         )
     return (
         f"Draws stopped when {what} were all decided at {known['alpha']:g}, with a probability of at most "
@@ -139,17 +146,15 @@ def _direction(results: Results) -> str:
     attrs = next(iter(nulls.values())).attrs
     first, second = results.directions[:2]
     blocks = f"{count(attrs['n_blocks'], 'block')} (a source study, or several that share people)"
+    n, left_out = f"{attrs['n']:,}", attrs["left_out"]
     if attrs["enumerated"]:
-        gone = (
-            f"; {attrs['left_out']:,} that leave a direction without a contrast were left out"
-            if attrs["left_out"]
-            else ""
-        )
-        how = f"All {attrs['n']:,} assignments of directions to the {blocks} were tried{gone}: p = # / {attrs['n']:,}, the observed one included"
+        gone = f"; {left_out:,} that leave a direction without a contrast were left out" if left_out else ""
+        how = f"All {n} assignments of directions to the {blocks} were tried{gone}: p = # / {n}, with the observed one"
     else:
+        again = f"; {left_out:,} that leave a direction without a contrast were drawn again" if left_out else ""
         how = (
-            f"{attrs['n']:,} random assignments of directions to the {blocks} were drawn (seed {attrs['seed']}): "
-            f"p = (1 + #) / (1 + {attrs['n']:,})"
+            f"{n} random assignments of directions to the {blocks} were drawn (seed {attrs['seed']}){again}: "
+            f"p = (1 + #) / (1 + {n})"
         )
     joint = ", and also over both directions" + (" and all cohorts" if len(nulls) > 1 else "")
     return (
@@ -157,10 +162,10 @@ def _direction(results: Results) -> str:
         f"source studies: contrasts of one study depend on each other. {how} (smallest possible p "
         f"{p_value(attrs['smallest_p'])}; Winkler et al. 2014, 2015). A probability of few contrasts varies more; the "
         "difference of an assignment with a and b contrasts was therefore multiplied by √(ab / AB), A and B being the "
-        "observed numbers, or assignments nearer to equal numbers would make the observed difference look too large. "
+        "observed numbers; without that, a study with unequal numbers would be significant too often. "
         f"The family-wise error over the {results.element}s of one direction and cohort was controlled by the largest "
         f"difference of each assignment (Nichols and Holmes 2002){joint}. Assumed is that source studies are "
-        "exchangeable: were the directions without meaning, each block would be as likely with its directions exchanged."
+        "exchangeable: were the directions without meaning, each would be as likely with its directions exchanged."
     )
 
 
@@ -207,14 +212,15 @@ def _specificity(results: Results, null: str) -> str:
 def _degree(results: Results, control: xr.Dataset) -> str:
     attrs = control.attrs
     kind = attrs["degree_degree"]
-    partners = _partners({name: attrs[f"degree_{name}"] for name in ("partners", "partners_of", "seed")})
+    weighted = f" weighted by the {results.place}s of each" if results.on_parcels else ""
+    partners = _partners(results, {name: attrs[f"degree_{name}"] for name in ("partners", "partners_of", "seed")})
     return (
-        f"Degree of a {results.element} is its {_DEGREE_WORDS[kind]}, {partners}, the mean over people (Rubinov and Sporns "
-        f"2011). Pearson's r of each probability map with it, over {results.element}s weighted by the {results.place}s "
-        f"they stand for, was tested two-sided against {attrs['n']:,} surrogates of the degree map with its values and "
-        f"variogram (seed {attrs['seed']}; after Burt et al. 2020), p = (1 + #) / (1 + {attrs['n']:,}). Surrogates are "
-        "exchangeable with the map where it is of one smoothness everywhere. Degree was regressed out of each map by "
-        "weighted least squares, the mean of the map kept; this describes, and does not test."
+        f"Degree of a {results.element} is its {_DEGREE_WORDS[kind]}, with {partners}, averaged over people (Rubinov "
+        f"and Sporns 2011). Pearson's r of each probability map with it, over {results.element}s{weighted}, was tested "
+        f"two-sided against {attrs['n']:,} surrogates of the degree map with its values and variogram (seed "
+        f"{attrs['seed']}; after Burt et al. 2020), p = (1 + #) / (1 + {attrs['n']:,}). Surrogates are exchangeable "
+        "with the map where it is of one smoothness everywhere. Degree was regressed out of each map by weighted least "
+        "squares, the mean of the map kept; this describes, and does not test."
     )
 
 
@@ -235,17 +241,17 @@ def _bootstrap(results: Results, bootstrap: xr.Dataset) -> str:
     redrawn = int(bootstrap["redrawn"].sum())
     again = f" {count(redrawn, 'draw')} without a contrast of a direction were made again." if redrawn else ""
     return (
-        f"Source studies (those that share people as one) were drawn with replacement, as many as there are, "
-        f"{attrs['n']:,} times (seed {attrs['seed']}; Efron 1979), from the stored contrast maps of {results.cohorts[0]}; "
-        f"bands are the {low:g}th to the {high:g}th percentile.{again} They take the source studies for a random sample of those that "
-        "might have been made, and hold for networks of as many studies as there are."
+        "Source studies (those that share people as one) were drawn with replacement, as many as there are, "
+        f"{attrs['n']:,} times (seed {attrs['seed']}; Efron 1979), from the stored contrast maps of "
+        f"{results.cohorts[0]}; bands go from percentile {low:g} to {high:g}.{again} They take the source studies for "
+        "a random sample of those that might have been made, and hold for networks of as many studies as there are."
     )
 
 
 def _fewer_studies(results: Results) -> str:
     settings = results.settings["robustness"]
     return (
-        f"Of every number of source studies of a direction (those that share people as one), up to "
+        "Of every number of source studies of a direction (those that share people as one), up to "
         f"{settings['fewer_studies']} different random subsets (seed {settings['seed']}) gave a network each, from the "
         f"stored contrast maps of {results.cohorts[0]}, compared with that of all by Dice. A number counts as stable "
         f"from where the median Dice reaches {STABLE_DICE:g} and stays there. A subset is part of the whole, so Dice "

@@ -294,6 +294,7 @@ def _degree(results: Results, planes: Sequence[Slice], control: xr.Dataset) -> B
                 f"{axis_text(network.title)}: r = {fixed(r)}, p = {p_value(p)}",
                 hubs[known].astype(float),
                 network.probability[known].astype(float),
+                1 / network.n_contrasts,
                 results.directions.index(network.direction),
             )
         )
@@ -301,7 +302,8 @@ def _degree(results: Results, planes: Sequence[Slice], control: xr.Dataset) -> B
     scatter = Figure(
         draw_scatter(panels, f"degree ({what})", "probability"),
         "Scatter charts of the probability of each network against degree; r and p are in the table below.",
-        f"Probability against degree, a point for each {results.element}, and the line of least squares.",
+        f"Probability against degree, a point for each {results.element} (spread a little up and down), and the "
+        "line of least squares.",
         wide=True,
     )
     figures = [scatter]

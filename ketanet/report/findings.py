@@ -112,9 +112,9 @@ def lead(results: Results) -> list[str]:
         ]
         if only:
             lines.append(
-                f"{listed(only)}: survives places anywhere, but not places as strongly connected. Coordinates in other "
-                "regions that are as strongly connected give as much, so this is no evidence of a network of these "
-                "coordinates in particular."
+                f"{listed(only)}: kept against places anywhere, but not against places as strongly connected. "
+                "Coordinates in other regions that are as strongly connected give as much, so this is no evidence of a "
+                "network of these coordinates in particular."
             )
     return lines
 
@@ -172,7 +172,19 @@ def _location_line(results: Results, null: str, network: Network, left: Survival
     return (
         f"With {left.draws:,} draws of places {places}, the network is {larger}: {network.voxels:,} against "
         f"{average} on average, p = {p_value(left.p_size)}. {_kept(results, left, network)}; the "
-        f"smallest family-wise p is {p_value(left.p_least)}."
+        f"smallest family-wise p is {p_value(left.p_least)}.{_full_overlap(results, null, network)}"
+    )
+
+
+def _full_overlap(results: Results, null: str, network: Network) -> str:
+    """Where all contrasts overlap somewhere in so many draws that no voxel can survive, a sentence."""
+    highest = results.evidence.nulls[null][network.cohort]["max_probability"].sel(direction=network.direction).values
+    full = int((highest >= 1 - 1e-6).sum())
+    if (1 + full) / (1 + len(highest)) <= LEVEL:
+        return ""
+    return (
+        f" In {percent(full / len(highest))} of the draws all contrasts overlap somewhere, so no {results.element} "
+        "could have survived, whatever its probability."
     )
 
 

@@ -187,11 +187,11 @@ def _model(results: Results, facts: dict[str, Any]) -> str:
         return f"No covariates were used. Degrees of freedom were n − 1, {people}."
     names = [f"{c['name']} (a category)" if "levels" in c else c["name"] for c in covariates]
     return (
-        f"z was regressed on {listed(names)} by least squares, and the intercept tested. The covariates (of a category, "
-        "an indicator of each level but the first) were centred over all people of the cohort, so that the intercept "
-        f"is the mean connectivity at their mean. Degrees of freedom were n − rank of the design, {people}; they were "
-        f"{_people(facts['df'])}. Where the people with signal cannot tell the intercept from the covariates, there is "
-        "no t."
+        f"z was regressed on {listed(names)} by least squares, and the intercept tested. The covariates (of a "
+        "category, an indicator of each level but the first) were centred over all people of the cohort, so that the "
+        f"intercept is the mean connectivity at their mean. Degrees of freedom were n − rank of the design, {people}; "
+        f"they were {_people(facts['df'])}. Where the people with signal cannot tell the intercept from the "
+        "covariates, there is no t."
     )
 
 
@@ -268,10 +268,10 @@ def _sign_flips(results: Results) -> str:
     if flips is None:
         return ""
     return (
-        f"The family-wise error was controlled over the {results.element}s tested in each map, by {flips:,} random sign "
-        f"flips of people (seed {seed}; Winkler et al. 2014; Nichols and Holmes 2002): p = (1 + #) / (1 + {flips:,}), # "
-        f"being the flips in which any {results.element} is as extreme, by the p of its t. Assumed is that people are "
-        "independent, and z and −z equally likely where there is no connectivity."
+        f"The family-wise error was controlled over the {results.element}s tested in each map, by {flips:,} random "
+        f"sign flips of people (seed {seed}; Winkler et al. 2014; Nichols and Holmes 2002): p = (1 + #) / (1 + "
+        f"{flips:,}), # being the flips in which any {results.element} is as extreme, by the p of its t. Assumed is "
+        "that people are independent, and z and −z equally likely where there is no connectivity."
     )
 
 
@@ -344,7 +344,7 @@ def _robustness(results: Results) -> str:
     if "correction" in done:
         variants.append(
             "the stored t tested again, at the same alpha, with "
-            + listed(variant_name("correction", p) for p in _parameters(results, "correction"))
+            + " / ".join(variant_name("correction", p) for p in _parameters(results, "correction"))
         )
     if "signal" in done:
         names = [variant_name("signal", p) for p in _parameters(results, "signal")]

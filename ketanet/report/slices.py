@@ -290,9 +290,9 @@ def _colour_scale(
     tall = min(260, height - 70)
     bar = figure.add_axes((left / width, (height - tall) / 2 / height, 14 / width, tall / height))
     ticks = np.linspace(colours.low, colours.high, 6 if colours.low == 0 else 5)
-    scale = figure.colorbar(
-        ScalarMappable(Normalize(colours.low, colours.high), colours.map), cax=bar, ticks=ticks, format="{x:.3g}"
-    )
+    scale = figure.colorbar(ScalarMappable(Normalize(colours.low, colours.high), colours.map), cax=bar, ticks=ticks)
+    if colours != SHARES:
+        scale.ax.yaxis.set_major_formatter("{x:.3g}")
     scale.ax.tick_params(labelsize=10)
     scale.set_label(name, fontsize=10)
     if mark is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from ketanet.report.evidence import LEVEL
+from ketanet.report.findings import STRONG_R, degree_r, null_words, survival
 from ketanet.report.results import Network, Results, rows_of
-from ketanet.report.words import count, fixed, listed, percent, share
+from ketanet.report.words import count, fixed, listed, p_value, percent, share
 
 SATURATED: Final = 0.75
 """A network that takes this share of what was tested says little about where it is."""
@@ -28,7 +30,14 @@ def sentence(results: Results) -> str:
 
 def warnings_of(results: Results) -> list[str]:
     """What a reader must know before trusting the networks, one line each; empty when there is nothing."""
-    return [*_of_people(results), *_of_directions(results), *_of_coordinates(results), *_of_networks(results)]
+    return [
+        *_of_people(results),
+        *_of_directions(results),
+        *_of_coordinates(results),
+        *_of_networks(results),
+        *_of_nulls(results),
+        *_of_degree(results),
+    ]
 
 
 def _of_people(results: Results) -> list[str]:
@@ -85,6 +94,33 @@ def _of_networks(results: Results) -> list[str]:
                 "time series of a large cohort."
             )
     return lines
+
+
+def _of_nulls(results: Results) -> list[str]:
+    lines = []
+    found = [network for network in results.networks if network.voxels]
+    for null in results.evidence.nulls:
+        left = [(network, one) for network in found if (one := survival(results, null, network)) is not None]
+        lost = [network.title for network, one in left if not one.voxels]
+        if lost:
+            lines.append(
+                f"No {results.element} of the network survives {null_words(null)}, family-wise at .05: {listed(lost)}."
+            )
+        small = [f"{network.title} (p = {p_value(one.p_size)})" for network, one in left if one.p_size > LEVEL]
+        if small:
+            lines.append(f"No larger than {null_words(null)} give by chance: {listed(small)}.")
+    return lines
+
+
+def _of_degree(results: Results) -> list[str]:
+    strong = []
+    for network in results.networks:
+        r, p = degree_r(results, network)
+        if abs(r) > STRONG_R and p <= LEVEL:
+            strong.append(f"{network.title} (r = {fixed(r)}, p = {p_value(p)})")
+    if not strong:
+        return []
+    return [f"The probability follows the degree of the connectome strongly, and may trace its hubs: {listed(strong)}."]
 
 
 def key_numbers(results: Results) -> tuple[list[str], list[list[str]]]:

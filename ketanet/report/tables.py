@@ -146,7 +146,7 @@ def variant_name(analysis: str, parameter: str) -> str:
         return _SIGNAL_WORDS[parameter]
     if analysis == "correction":
         correction, tail = parameter.split()
-        return f"{_CORRECTION_WORDS[correction]}, {'one' if tail == 'positive' else 'two'}-sided"
+        return f"{'one' if tail == 'positive' else 'two'}-sided, {_CORRECTION_WORDS[correction]}"
     return f"without {parameter}"
 
 
