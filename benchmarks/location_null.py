@@ -62,7 +62,7 @@ def measure(
     words = (
         f"{people} people x {voxels:,} voxels (the grey matter at 3 mm) x {frames} frames, {CONTRASTS} contrasts of "
         f"three coordinates, {found['draws']} draws matched in strength, {threads()} threads. The same seeds are first "
-        "mapped to t by the engine and nothing else done with them; the null draws the places, tests and corrects every "
+        "mapped to t by the engine and nothing more is done with them; the null draws places, tests and corrects every "
         "map, overlaps the contrasts and takes clusters. The largest resident memory was "
         f"{found['peak'] / GIB:.2f} GiB. The hours are products of the measured rate: cores scale them as long as the "
         "cohort is read as fast as it is here, from the page cache."

@@ -906,26 +906,55 @@ def test_filling_writes_the_same_bytes_with_any_scheduler(tmp_path: Path, chunke
         assert tree(writer.finish()) == whole
 
 
-def test_a_bad_subject_stops_everything_and_leaves_nothing(tmp_path: Path, chunked: VolumeGrid) -> None:
+def test_a_bad_subject_stops_everything_and_who_is_finished_is_kept(tmp_path: Path, chunked: VolumeGrid) -> None:
+    reads: list[int] = []
+
     def read(row: int) -> Series:
         if row == 2:
             raise InputError("sub-02: broken")
+        reads.append(row)
         return Series(draw(chunked, row))
 
     writer = CohortWriter(tmp_path / "c.zarr", plan_of(chunked))
     writer.begin()
-    with connect("synchronous"), pytest.raises(InputError, match="sub-02: broken"):
+    with connect("synchronous"), pytest.raises(InputError, match="sub-02: broken; mend the file and") as error:
         fill(writer, read)
-    assert list(tmp_path.iterdir()) == []
+    assert (f"the {len(reads)} of 5 subjects that are finished are kept" in str(error.value)) == bool(reads)
+    assert beside(tmp_path / "c.zarr") == ["c.zarr.partial"] * bool(reads)
     writer.begin()
     assert fill(writer, read, skip_bad=True) == {"sub-02": "sub-02: broken"}
     assert writer.pending == [2]
+    assert sorted(reads) == [0, 1, 3, 4], "nobody is read twice"
 
 
-def test_nothing_is_left_although_others_are_still_being_written(
+def test_subjects_that_are_not_wanted_are_settled(tmp_path: Path, chunked: VolumeGrid) -> None:
+    """Left out with the reason, and not read again; nor are their rows written."""
+    few = written(tmp_path / "few.zarr", chunked, people=[0, 2, 4])
+    reads: list[int] = []
+
+    def read(row: int) -> Series:
+        reads.append(row)
+        return Series(draw(chunked, row), left_out="not wanted" if row in (1, 3) else "")
+
+    writer = CohortWriter(tmp_path / "c.zarr", plan_of(chunked))
+    writer.begin()
+    with connect("synchronous"):
+        assert fill(writer, read) == {}
+    again = CohortWriter(tmp_path / "c.zarr", plan_of(chunked))
+    again.begin()
+    assert again.pending == []
+    assert again.left_out == {"sub-01": "not wanted", "sub-03": "not wanted"}
+    assert not (tmp_path / "c.zarr.partial" / "store" / "bold" / "c" / "1").exists()
+    path = again.finish()
+    assert open_cohort(path).attrs["provenance"]["skipped"] == {"sub-01": "not wanted", "sub-03": "not wanted"}
+    assert without_reasons(path) == without_reasons(few)
+
+
+def test_who_is_being_written_when_another_is_bad_is_finished(
     tmp_path: Path, chunked: VolumeGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One person fails while other threads are in the middle of writing chunks."""
+    """One person fails while other threads are in the middle of writing chunks; nobody writes after the error."""
+    whole = written(tmp_path / "whole.zarr", chunked)
     plain = zarr.Array.__setitem__
 
     def slow(self: Any, key: Any, value: Any) -> None:
@@ -940,11 +969,15 @@ def test_nothing_is_left_although_others_are_still_being_written(
 
     writer = CohortWriter(tmp_path / "c.zarr", plan_of(chunked))
     writer.begin()
-    monkeypatch.setattr(zarr.Array, "__setitem__", slow)
-    with connect("threads", workers=4), pytest.raises(InputError, match="sub-00: broken"):
-        fill(writer, read)
-    time.sleep(1.2)
-    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr.Array, "__setitem__", slow)
+        with connect("threads", workers=4), pytest.raises(InputError, match="sub-00: broken"):
+            fill(writer, read)
+        after = tree(tmp_path / "c.zarr.partial")
+        time.sleep(1.2)
+    assert tree(tmp_path / "c.zarr.partial") == after
+    assert run_all(tmp_path / "c.zarr", chunked) == tmp_path / "c.zarr"
+    assert tree(tmp_path / "c.zarr") == tree(whole)
 
 
 # --- disks

@@ -346,7 +346,6 @@ def test_level_and_power_on_a_lattice() -> None:
 _WORLDS: dict[str, tuple[Grid, dict[str, Any]]] = {
     "parcels": (parcels_of_ball((14, 15, 16), 90), {"widths": (2.5,)}),
     "parcels, shares": (parcels_of_ball((14, 15, 16), 90), {"widths": (2.5,), "steps": 6}),
-    "voxels": (ball((14, 15, 16)), {"widths": (2.0,)}),
     "voxels, two scales": (ball((14, 15, 16)), {"widths": (1.0, 3.0)}),
     "voxels, shares": (ball((14, 15, 16)), {"widths": (1.5,), "steps": 6}),
 }

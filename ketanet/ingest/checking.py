@@ -44,8 +44,8 @@ def check_tables(
 
     Notes
     -----
-    A run of 200 frames with a table of fMRIPrep of 300 columns takes 6 to 11 ms: 10,000 files of fMRIPrep, of which
-    1,700 are such tables, 10 to 20 s of one core.
+    A run of 200 frames with a table of fMRIPrep of 300 columns takes about 10 ms: 10,000 files of fMRIPrep, of which
+    1,700 are such tables, about 20 s of one core.
     """
     at_once = None if exclusion is None or exclusion.needs_images else exclusion
     grid, denoise = source.grid, replace(denoise, fwhm_mm=None, global_signal=False)

@@ -77,22 +77,23 @@ def sample_pairs(positions: Float, random: np.random.Generator) -> Variogram:
     """
     near = random.permutation(len(positions))[:_OTHERS]
     anchors = near[:_ANCHORS]
-    distance = cdist(positions[anchors], positions[near])
-    lag = distance[distance > 0]
-    farthest, nearest = np.percentile(lag, _FARTHEST), lag.min()
-    n_bins = int(np.clip(np.count_nonzero(lag <= farthest) // 50, 3, N_BINS))
+    distance = cdist(positions[anchors], positions[near]).ravel()
+    apart = distance > 0
+    farthest, nearest = np.percentile(distance[apart], _FARTHEST), distance[apart].min()
+    close = np.flatnonzero(apart & (distance <= farthest))
+    n_bins = int(np.clip(len(close) // 50, 3, N_BINS))
     width = max(farthest - nearest, _NEGLIGIBLE) / n_bins
-    bins = np.where((distance > 0) & (distance <= farthest), (distance - nearest) // width, -1).astype(np.int8)
-    bins[bins == n_bins] -= 1
-    parts = []
-    for number in range(n_bins):
-        found = np.flatnonzero(bins == number)
-        if len(found) >= _FEWEST_PAIRS:
-            parts.append(random.choice(found, _PAIRS, replace=False) if len(found) > _PAIRS else found)
+    bins = np.minimum((distance[close] - nearest) // width, n_bins - 1).astype(np.int8)
+    close = close[np.argsort(bins, kind="stable")]
+    found = np.split(close, np.cumsum(np.bincount(bins, minlength=n_bins))[:-1])
+    parts = [
+        random.choice(part, _PAIRS, replace=False) if len(part) > _PAIRS else part
+        for part in found
+        if len(part) >= _FEWEST_PAIRS
+    ]
     pair = np.concatenate(parts)
     size = np.array([len(part) for part in parts])
-    a, b = np.unravel_index(pair, distance.shape)
-    return Variogram(anchors[a], near[b], distance.ravel()[pair], np.cumsum(size) - size, size)
+    return Variogram(anchors[pair // len(near)], near[pair % len(near)], distance[pair], np.cumsum(size) - size, size)
 
 
 def fit_lengths(values: Float, pairs: Variogram, shortest: float) -> tuple[Float, Float]:

@@ -139,7 +139,8 @@ def _verdict(results: Results, network: Network) -> str:
     if not kept:
         return f"of {size}, none survives any null model ({listed(lost)})."
     words = [f"{part}{' survive' if not n else ''} against {null}" for n, (part, null) in enumerate(kept)]
-    return f"of {size}, {listed(words)}{f'; none against {listed(lost)}' if lost else ''}."
+    none = f"; none against {listed(lost, last='or')}" if lost else ""
+    return f"of {size}, {listed(words)}{none}."
 
 
 def _part(voxels: int, network: Network) -> str:

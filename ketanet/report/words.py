@@ -41,12 +41,12 @@ def share(fraction: float) -> str:
     return f"{100 * float(fraction):.6g} %"
 
 
-def listed(parts: Iterable[Any], *, most: int | None = None) -> str:
-    """``a, b and c``; with `most`, the rest is counted."""
+def listed(parts: Iterable[Any], *, most: int | None = None, last: str = "and") -> str:
+    """``a, b and c``; with `most`, the rest is counted; `last` stands before the last."""
     words = [str(part) for part in parts]
     if most is not None and len(words) > most:
         return f"{', '.join(words[:most])} and {len(words) - most} more"
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def p_value(p: float) -> str:
