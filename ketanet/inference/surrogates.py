@@ -80,13 +80,15 @@ def surrogate_maps(
     Notes
     -----
     A Gaussian field whose variogram is that of the map is drawn, and the values of the map are dealt out in its order.
-    This follows Burt et al. 2020 in matching the variogram of the map, from pairs up to half of the distances, and in
-    keeping its values. It departs from them in two ways: the field is a sum of parts of several lengths and white
-    noise, fitted together by non-negative least squares, instead of one smoothing kernel and white noise (maps that are
-    smooth on two scales came out too rough, and their p too small: tested); and the loss of autocorrelation by which
-    ranked values with ties or tails differ from the field is corrected for. Distances are Euclidean between the
-    centres of the elements. On more than 1,500 elements the field lives on the lattice of the grid. Assumed is that the
-    map is stationary: of one smoothness everywhere.
+    This follows Burt et al. 2020 in matching the variogram and in keeping the values. It departs from them: the field
+    is a sum of parts of several lengths and white noise, fitted together by non-negative least squares to pairs up to
+    half of the distances, where they smooth the permuted map with one kernel (maps that are smooth on two scales then
+    come out too rough, and their p too small); and what values with ties or tails lose of the field's autocorrelation
+    when they are ranked is allowed for. Distances are Euclidean, between the centres of the elements. On more than
+    1,500 elements the field lives on the lattice of the grid.
+
+    Assumed is that the map is stationary: equally smooth, and as likely to be high, everywhere. A trend across the
+    whole brain counts as smoothness.
 
     References
     ----------

@@ -186,12 +186,14 @@ def _model(results: Results, facts: dict[str, Any]) -> str:
     if not covariates:
         return f"No covariates were used. Degrees of freedom were n − 1, {people}."
     names = [f"{c['name']} (a category)" if "levels" in c else c["name"] for c in covariates]
+    levels = (
+        " (of a category, an indicator of each level but the first)" if any("levels" in c for c in covariates) else ""
+    )
     return (
-        f"z was regressed on {listed(names)} by least squares, and the intercept tested. The covariates (of a "
-        "category, an indicator of each level but the first) were centred over all people of the cohort, so that the "
-        f"intercept is the mean connectivity at their mean. Degrees of freedom were n − rank of the design, {people}; "
-        f"they were {_people(facts['df'])}. Where the people with signal cannot tell the intercept from the "
-        "covariates, there is no t."
+        f"z was regressed on {listed(names)} by least squares, and it was the intercept that was tested. The "
+        f"covariates{levels} were centred over all people of the cohort, so that the intercept is the mean "
+        f"connectivity at their mean. Degrees of freedom were n − rank of the design ({_people(facts['df'])}), "
+        f"{people}. Where the people with signal cannot tell the intercept from the covariates, there is no t."
     )
 
 

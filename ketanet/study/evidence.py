@@ -407,7 +407,11 @@ class Evidence:
 
 
 def _stacked(parts: list[xr.Dataset], cohorts: list[str]) -> xr.Dataset:
-    joined = xr.concat(parts, dim="cohort", combine_attrs="override", join="override")
+    # what is of one cohort alone, such as its number of people, stands in the networks
+    bare = [part.drop_vars([name for name, values in part.coords.items() if not values.dims]) for part in parts]
+    joined = xr.concat(
+        bare, dim="cohort", combine_attrs="override", join="override", coords="minimal", compat="override"
+    )
     return joined.assign_coords(cohort=np.array(cohorts, object))
 
 
