@@ -9,10 +9,10 @@ demo: $(READY)
 	$(BIN)/ketanet demo --out demo-output
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
