@@ -147,7 +147,7 @@ def rates(world: World, places: str, match: str, studies: int, draws: int, seed:
     return pd.DataFrame([one_study(world, chance / chance.sum(), match, rng, draws) for _ in range(studies)])
 
 
-def measure(folder: Path, *, studies: int = 1000, draws: int = 199) -> Section:
+def measure(folder: Path, *, studies: int = 1000, draws: int = 99) -> Section:
     """Rates of p at most .05 in simulated studies whose places are random, near hubs, or in a planted network."""
     world = make_world(folder)
     rows: list[dict[str, Any]] = []

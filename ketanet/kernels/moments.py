@@ -26,6 +26,9 @@ TILE = 1024
 SEED_BLOCK = 256
 """Seeds whose products with a tile are made at once: wider products run nearer to the speed of `sgemm` (measured)."""
 
+_FLAT = 1e-6
+"""Length of a voxel's run against that of its row below which it is rounding of float32."""
+
 _MERGED = 256
 """Voxels of a tile merged at once: float64 temporaries stay in the cache."""
 
@@ -147,13 +150,15 @@ def average_runs(rows: NDArray[np.float32], signals: NDArray[np.float32], segmen
     """
     total = np.zeros((len(rows), len(signals)), np.float32)
     count = np.zeros_like(total)
-    for part in segments:
-        own, course = rows[:, part], signals[:, part]
-        length = np.sqrt(np.einsum("vt,vt->v", own, own))
-        r = own @ course.T
-        r *= np.divide(1, length, out=np.zeros_like(length), where=length > 0)[:, None]
+    lengths = [np.sqrt(np.einsum("vt,vt->v", rows[:, part], rows[:, part])) for part in segments]
+    # what is this small against the whole row is rounding: the voxel is flat in the run
+    least = _FLAT * np.sqrt(np.sum(np.square(lengths), axis=0))
+    for part, length in zip(segments, lengths, strict=True):
+        course, varies = signals[:, part], length > least
+        r = rows[:, part] @ course.T
+        r *= np.divide(1, length, out=np.zeros_like(length), where=varies)[:, None]
         total += fisher_z(r)
-        count += (length > 0)[:, None] & course.any(axis=1)
+        count += varies[:, None] & course.any(axis=1)
     return np.asarray(np.tanh(total / np.maximum(count, 1)))
 
 

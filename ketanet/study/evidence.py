@@ -40,6 +40,7 @@ from ketanet.inference.conditions import check_specificity
 from ketanet.inference.direction import check_direction_null
 from ketanet.inference.draws import check_draws
 from ketanet.inference.location import null_batch
+from ketanet.inference.surrogates import FEWEST_ELEMENTS
 from ketanet.partials import FOLDER as PARTIALS
 from ketanet.planning import DrawsSize
 from ketanet.study.inputs import MAIN, Inputs
@@ -92,6 +93,12 @@ def check_evidence(inputs: Inputs) -> None:
             raise InputError(
                 f"robustness.people holds {size}; the discovery cohort has {people} people, and a subset has fewer"
             )
+    elements = inputs.grid.n_voxels if inputs.mask is None else int(inputs.mask.sum())
+    if (study.degree or study.maps) and elements < FEWEST_ELEMENTS:
+        raise InputError(
+            f"{elements} grid elements are tested; surrogates that keep smoothness ([degree], [maps]) need at least "
+            f"{FEWEST_ELEMENTS}: leave these blocks out"
+        )
     if study.maps is not None:
         for file in study.maps.files.values():
             inputs.grid.load_on_lattice(file)
