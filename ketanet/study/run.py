@@ -29,7 +29,8 @@ from ketanet.planning import Plan, calibrate, plan
 from ketanet.report import write_report
 from ketanet.seeds import seeds_table
 from ketanet.seeds.stack import stack_seeds
-from ketanet.study.evidence import NETWORKS, Evidence, check_evidence, draws_sizes
+from ketanet.study.asked import check_evidence, draws_sizes
+from ketanet.study.evidence import NETWORKS, Evidence
 from ketanet.study.inputs import MAIN, Inputs, open_inputs, refuse_inputs_inside
 from ketanet.study.ledger import Ledger, claim, digest, is_due
 from ketanet.study.outputs import CONTENTS, write_maps
