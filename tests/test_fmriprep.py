@@ -532,6 +532,22 @@ def test_who_moved_is_left_out_before_it_is_read(tree: Tree, tmp_path: Path, mon
     np.testing.assert_array_equal(cohort["mean_fd"], everybody["mean_fd"].values[[0, 2, 4, 5]])
 
 
+def test_who_is_left_out_need_not_be_of_use(tree: Tree, tmp_path: Path) -> None:
+    """Frames of motion, dropped, leave too few of a subject that --exclude leaves out for its motion."""
+    for number in range(5):
+        tree.add(f"{number:02d}", 40, moved=38 if number == 3 else 0)
+    source = FmriprepSource(tree.folder, space=SPACE)
+    denoise = Denoise(strategy="motion", fd_mm=0.5)
+    with pytest.raises(InputError, match="sub-03"):
+        ingest_cohort(source, tmp_path / "c.zarr", denoise=denoise)
+    store = ingest_cohort(source, tmp_path / "c.zarr", denoise=denoise, exclude="mean_fd > 0.5")
+    cohort = open_cohort(store)
+    assert cohort.sizes["subject"] == 4
+    assert "excluded by 'mean_fd > 0.5'" in cohort.attrs["provenance"]["skipped"]["sub-03"]
+    with pytest.raises(InputError, match="sub-03"):
+        ingest_cohort(source, tmp_path / "d.zarr", denoise=denoise, exclude="frames_total > 100")
+
+
 def test_a_space_that_is_not_there(tree: Tree) -> None:
     three(tree)
     tree.add("01", space="space-T1w")

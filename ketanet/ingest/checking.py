@@ -56,7 +56,9 @@ def check_tables(
             measured = _measures(record, source, grid, denoise)
             return "", "" if at_once is None else at_once.why(record.subject, measured)
         except InputError as error:
-            return str(error), ""
+            # who is left out anyway need not be of use
+            why = "" if at_once is None else _excluded_uncleaned(record, source, grid, denoise, at_once)
+            return ("", why) if why else (str(error), "")
 
     with one_blas_thread(), ThreadPoolExecutor(_AT_ONCE) as pool:
         found = {r.subject: both for r, both in zip(scan.records, pool.map(check, scan.records), strict=True)}
@@ -66,11 +68,26 @@ def check_tables(
     return Scan(records, scan.bad | bad), left_out
 
 
-def _measures(record: Record, source: Source, grid: Grid, denoise: Denoise) -> dict[str, float]:
+def _excluded_uncleaned(record: Record, source: Source, grid: Grid, denoise: Denoise, exclusion: Exclusion) -> str:
+    """Why a subject is left out although cleaning leaves too little of it; empty where that cannot be told."""
+    bare = replace(denoise, band_hz=None, detrend=False, min_frames=FEWEST_FRAMES)
+    if "frames_kept" not in exclusion.measures:
+        bare = replace(bare, fd_mm=None, dvars=None, min_segment=0)
+    try:
+        return exclusion.why(record.subject, _measures(record, source, grid, bare, regress=False))
+    except InputError:
+        return ""
+
+
+def _measures(
+    record: Record, source: Source, grid: Grid, denoise: Denoise, *, regress: bool = True
+) -> dict[str, float]:
     """Measures of a subject; those of its images are not known."""
     runs, measures = [], []
     for run in record.runs:
         nuisance = source.nuisance(run, denoise.strategy)
+        if not regress:
+            nuisance = replace(nuisance, regressors=nuisance.regressors[:, :0])
         nothing = np.zeros((1, run.n_time), np.float32)
         runs.append(_cleaned(nothing, run, nuisance, grid, denoise))
         measures.append(run_quality(nothing, nuisance, runs[-1], grid))
