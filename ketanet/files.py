@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from ketanet.errors import InputError, StoreError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR)
+
+_REMOVALS = 40
+"""Times that a folder is removed, 50 ms apart, until it stays away."""
 
 
 @contextmanager
@@ -76,4 +80,13 @@ def new_folder(path: Path) -> Iterator[Path]:
             else:
                 partial.rename(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_for_good(partial)
+
+
+def _remove_for_good(folder: Path) -> None:
+    """Remove a folder in which tasks that ended late, after another one failed, may still write."""
+    for _ in range(_REMOVALS):
+        if not folder.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
