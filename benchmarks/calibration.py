@@ -160,7 +160,7 @@ def measure(folder: Path, *, studies: int = 1000, draws: int = 99) -> Section:
                 "one voxel": float((found["voxel"] <= LEVEL).mean()),
                 "network size": float((found["size"] <= LEVEL).mean()),
                 "any voxel, FWE": float((found["fwe"] <= LEVEL).mean()),
-                "planted voxels found, FWE": float(found["planted"].mean()) if places == "planted" else None,
+                "planted voxels found, FWE": float(found["planted"].mean()) if places == "planted" else "",
             }
         )
     rows += [
@@ -193,10 +193,10 @@ def measure(folder: Path, *, studies: int = 1000, draws: int = 99) -> Section:
         f"{studies:,} simulated studies a row, each of {CONTRASTS} contrasts with one or two coordinates, in a cohort "
         f"of {PEOPLE} people and {ELEMENTS} elements; {draws} draws. Shares of studies with p at most {LEVEL:g}: of "
         "one voxel chosen beforehand, of the size of the network, and of any voxel family-wise. Random places: the "
-        "null holds, so that no share may exceed .05 (p are discrete and conservative). Places near hubs, drawn by "
-        "the third power of degree: the uniform null calls hubs a finding, the strength-matched one does not. "
-        "Planted: four of five coordinates lie in a network of 16 elements. Below, tests of other kinds "
-        "where there is nothing: source studies of several contrasts each whose directions share one network; z of "
-        "people without mean."
+        "null holds, so that no share may exceed .05 (p are discrete and conservative). Places near hubs, with chances "
+        "that grow sevenfold with every standard deviation of degree: the uniform null calls hubs a finding, the "
+        "strength-matched one does not. Planted: four of five coordinates lie in a network of 16 elements. Below, "
+        "tests of other kinds where there is nothing: source studies of several contrasts each whose directions share "
+        "one network; z of people without mean."
     )
     return Section("Level and power of the tests", words, rows, claims)

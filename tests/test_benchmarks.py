@@ -21,7 +21,18 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import __main__ as entry  # noqa: E402
-from benchmarks import against_nilearn, floor, ketamine_scale, many_seeds, people, scale, schedulers, task_count  # noqa: E402
+from benchmarks import (  # noqa: E402
+    against_nilearn,
+    calibration,
+    floor,
+    ketamine_scale,
+    location_null,
+    many_seeds,
+    people,
+    scale,
+    schedulers,
+    task_count,
+)
 from benchmarks.apart import apart  # noqa: E402
 from benchmarks.common import Claim, Cost, Section, machine, median, peak_memory, show  # noqa: E402
 from benchmarks.people import DiskTooSmallError, ball, leave_page_cache, seeds_on, series_of, write_cohort  # noqa: E402
@@ -56,7 +67,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         result: dict[str, Any] = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
         return result
 
-    for module in (scale, ketamine_scale):
+    for module in (scale, ketamine_scale, location_null):
         monkeypatch.setattr(module, "apart", call)
 
 
@@ -283,3 +294,21 @@ def test_a_section_of_the_page_is_replaced() -> None:
     ]
     assert "Other words." in again
     assert entry.updated(text, sections) == text
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_location_null(tmp_path: Path) -> None:
+    found = location_null.measure(tmp_path, people=4, voxels=VOXELS, frames=FRAMES, draws=19)
+    numbers(Section("", "", found.rows[:2]), "seeds", "CPU, s", "wall, s", "people x seeds, a core and second")
+    hours = [row["wall, h"] for row in found.rows[2:]]
+    assert len(hours) == len(location_null.CORES)
+    assert hours[0] / hours[1] == pytest.approx(location_null.CORES[1] / location_null.CORES[0])
+    assert found.rows[0]["seeds"] == 19 * location_null.CONTRASTS
+
+
+def test_calibration(tmp_path: Path) -> None:
+    found = calibration.measure(tmp_path, studies=4, draws=19)
+    places = [(row["places"], row["null"]) for row in found.rows[:6]]
+    assert places == [(p, n) for p in ("random", "hubs", "planted") for n in ("uniform", "strength")]
+    assert all(0 <= row["any voxel, FWE"] <= 1 for row in found.rows)
+    assert len(found.rows) == 11
