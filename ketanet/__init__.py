@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ketanet.group import network_difference, one_sample, threshold, two_sample
     from ketanet.inference import (
         bootstrap_studies,
+        cohort_difference,
         compare_images,
         compare_maps,
         compare_with_maps,
@@ -78,6 +79,7 @@ _HOME = {
     "group": ("network_difference", "one_sample", "threshold", "two_sample"),
     "inference": (
         "bootstrap_studies",
+        "cohort_difference",
         "compare_images",
         "compare_maps",
         "compare_with_maps",

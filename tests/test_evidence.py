@@ -44,6 +44,7 @@ bootstrap = 50
 fewer_studies = 5
 people = [6, 9]
 repeats = 3
+cohort_difference = true
 [null]
 n = 39
 [specificity.other]
@@ -153,6 +154,28 @@ def test_the_other_tables_are_there(results: Path) -> None:
     assert degree.sizes["cohort"] == 2
 
 
+@pytest.mark.filterwarnings("ignore::ketanet.errors.KetanetWarning")
+def test_the_difference_of_the_cohorts_is_that_of_scipy(results: Path, world: Path) -> None:
+    from scipy import stats
+
+    found = table(results, "cohort_difference").set_index("seed")
+    assert set(found["cohort"]) == {"patients"}
+    cohorts = [kn.open_cohort(world / f"{name}.zarr") for name in ("patients", "healthy")]
+    seeds = kn.seeds_from_coordinates(world / "coordinates.tsv", cohorts[0])
+    patients, healthy = (kn.seed_maps(cohort, seeds).values.astype(np.float64) for cohort in cohorts)
+    for k, name in enumerate(seeds["seed"].values):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            t, p = stats.ttest_ind(patients[:, k], healthy[:, k], equal_var=False)
+        q = stats.false_discovery_control(p)
+        row = found.loc[name]
+        assert row["voxels_tested"] == len(t)
+        assert row["largest_t"] == pytest.approx(t[np.argmax(np.abs(t))], rel=1e-4)
+        assert row["smallest_q"] == pytest.approx(q.min(), rel=1e-3)
+        assert row["voxels_stronger"] == ((q < 0.05) & (t > 0)).sum()
+        assert row["voxels_weaker"] == ((q < 0.05) & (t < 0)).sum()
+    assert "Satterthwaite" in (results / "report.html").read_text()
+
+
 def test_run_again_computes_nothing(results: Path, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def read(*_: object) -> None:
         raise AssertionError("the cohort was read again")
@@ -168,7 +191,12 @@ def test_run_again_computes_nothing(results: Path, world: Path, monkeypatch: pyt
 
 def test_null_command_adds_draws(world: Path, tmp_path: Path, capsys: Any) -> None:
     text = STUDY[: STUDY.index("[null]")].replace('signals = ["mean_standardised"]', "")
-    text = text.replace("people = [6, 9]", "").replace("bootstrap = 50", "").replace('"healthy', f'"{world}/healthy')
+    text = (
+        text.replace("people = [6, 9]", "")
+        .replace("cohort_difference = true", "")
+        .replace("bootstrap = 50", "")
+        .replace('"healthy', f'"{world}/healthy')
+    )
     text = text.replace('"patients', f'"{world}/patients').replace('"coord', f'"{world}/coord')
     (tmp_path / "study.toml").write_text(text)
     words = ["null", tmp_path / "study.toml", "--out", tmp_path / "out", "--match", "uniform"]
@@ -200,6 +228,11 @@ def test_null_command_adds_draws(world: Path, tmp_path: Path, capsys: Any) -> No
         ('"other.tsv"', '"nowhere.tsv"', ["nowhere.tsv"]),
         ('"receptor.nii.gz"', '"nowhere.nii.gz"', ["nowhere.nii.gz"]),
         ("people = [6, 9]", "people = [6, 14]", ["14"]),
+        (
+            '[cohorts.patients]\nstore = "patients.zarr"\nrole = "replication"\n',
+            "",
+            ["cohort_difference", "second cohort"],
+        ),
         ("[network]", "[group]\ncovariates = ['weight']\n[network]", ["null.match", "group.covariates"]),
     ],
 )

@@ -14,7 +14,7 @@ from ketanet.inference.conditions import specificity
 from ketanet.inference.degree import degree_control
 from ketanet.inference.direction import direction_null, joint_direction_p
 from ketanet.inference.location import location_null, null_table
-from ketanet.inference.replication import contrast_agreement, replication_table
+from ketanet.inference.replication import cohort_difference, contrast_agreement, replication_table
 from ketanet.inference.robustness import robustness_table
 from ketanet.inference.subsampling import enough_people, people_curve
 from ketanet.inference.surrogates import surrogate_maps
@@ -23,6 +23,7 @@ __all__ = [
     "CorrelationTest",
     "MapComparison",
     "bootstrap_studies",
+    "cohort_difference",
     "compare_images",
     "compare_maps",
     "compare_with_maps",

@@ -7,11 +7,12 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from ketanet import spec
 from ketanet.errors import InputError
 from ketanet.grid import grid_from_attrs, require_same_grid
-from ketanet.group import SEEDS_PER_BLOCK
+from ketanet.group import SEEDS_PER_BLOCK, two_sample
 from ketanet.inference.comparison import compare_maps
 from ketanet.inference.resampling import covered
 
@@ -26,6 +27,10 @@ COLUMNS: Final = [
     "contrasts",
     "contrast_r",
     "contrast_dice",
+]
+DIFFERENCE_COLUMNS: Final = [
+    *("cohort", "direction", "seed", "source_study", "contrast"),
+    *("voxels_tested", "voxels_stronger", "voxels_weaker", "largest_t", "smallest_q"),
 ]
 CONTRAST_COLUMNS: Final = ["cohort", "direction", "seed", "source_study", "contrast", "spatial_r", "dice"]
 
@@ -130,6 +135,64 @@ def contrast_agreement(group: xr.Dataset, *, sign: str = "positive") -> pd.DataF
                 rows.append({"cohort": cohorts[cohort], **names, "spatial_r": found.spatial_r, "dice": found.dice})
     order = np.argsort([cohorts.index(row["cohort"]) for row in rows], kind="stable")
     return pd.DataFrame([rows[k] for k in order], columns=CONTRAST_COLUMNS)
+
+
+def cohort_difference(group: xr.Dataset, *, correction: str = "fdr_bh", alpha: float = 0.05) -> pd.DataFrame:
+    """Where the connectivity of each contrast differs between the first cohort and every further one.
+
+    Parameters
+    ----------
+    group : xarray.Dataset
+        Group maps (cohort, seed, voxel), without covariates, of different people.
+    correction : {"fdr_bh", "fdr_by", "bonferroni", "none"}
+        Over the voxels of one contrast's map.
+    alpha : float
+
+    Returns
+    -------
+    DataFrame
+        A row for each further cohort and contrast: cohort, direction, seed, source_study, contrast, voxels_tested,
+        voxels_stronger and voxels_weaker (image voxels whose connectivity is significantly stronger or weaker in the
+        further cohort), largest_t (the t of largest size; positive: stronger in the further cohort), smallest_q.
+
+    Raises
+    ------
+    InputError
+        There is no further cohort, the maps were made with covariates, or a setting is not known.
+
+    Notes
+    -----
+    Welch's two-sided t of Fisher z from the stored means and variances: see :func:`ketanet.two_sample`.
+    """
+    cohorts = _cohorts(group)
+    painted = grid_from_attrs(group.attrs["grid"]).painted
+    first = group.isel(cohort=0, drop=True)
+    rows: list[dict[str, Any]] = []
+    for number, name in enumerate(cohorts[1:], 1):
+        other = group.isel(cohort=number, drop=True)
+        for start in range(0, group.sizes["seed"], SEEDS_PER_BLOCK):
+            block = slice(start, start + SEEDS_PER_BLOCK)
+            found = two_sample(
+                other.isel(seed=block), first.isel(seed=block), correction=correction, alpha=alpha
+            ).compute()
+            rows += [
+                {"cohort": name, **_difference_of(found.isel(seed=k), painted)} for k in range(found.sizes["seed"])
+            ]
+    return pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
+
+
+def _difference_of(one: xr.Dataset, painted: NDArray[np.int64]) -> dict[str, Any]:
+    t, q, differs = (one[name].values for name in ("t", "q", "significant"))
+    known = np.isfinite(t)
+    label = {name: str(one[name].item()) for name in ("direction", "seed", "source_study")}
+    label["contrast"] = str(one["contrast"].item()) if "contrast" in one.coords else label["seed"]
+    return label | {
+        "voxels_tested": int(painted[known].sum()),
+        "voxels_stronger": int(painted[differs & (t > 0)].sum()),
+        "voxels_weaker": int(painted[differs & (t < 0)].sum()),
+        "largest_t": float(t[known][np.argmax(np.abs(t[known]))]) if known.any() else float("nan"),
+        "smallest_q": float(np.nanmin(q)) if known.any() else float("nan"),
+    }
 
 
 def _cohorts(group: xr.Dataset) -> list[str]:

@@ -53,6 +53,10 @@ _TABLES: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
             "contrast_dice",
         ),
     ),
+    "cohort_difference": (
+        ("cohort", "direction", "seed", "source_study", "contrast"),
+        ("voxels_tested", "voxels_stronger", "voxels_weaker", "largest_t", "smallest_q"),
+    ),
     "contrast_agreement": (
         ("cohort", "direction", "seed", "source_study", "contrast"),
         ("spatial_r", "dice"),

@@ -272,6 +272,18 @@ def _fewer_people(results: Results) -> str:
     )
 
 
+def _difference(results: Results) -> str:
+    if results.evidence.table("cohort_difference") is None:
+        return ""
+    return (
+        f" Mean Fisher z of each contrast was compared between {results.cohorts[0]} and {listed(results.cohorts[1:])} "
+        f"at every {results.element} by Welch's t-test (Welch 1947, doi 10.1093/biomet/34.1-2.28) with degrees of "
+        "freedom by Welch-Satterthwaite (Satterthwaite 1946, doi 10.2307/3002019), from the counts, means and "
+        "variances of the two group maps, with the false discovery rate of each contrast's map controlled by the "
+        "procedure of Benjamini and Hochberg."
+    )
+
+
 def _replication(results: Results) -> str:
     return (
         f"The networks of {listed(results.cohorts[1:])} were compared with those of {results.cohorts[0]} by Dice, by "
@@ -279,4 +291,4 @@ def _replication(results: Results) -> str:
         "the maps of each contrast by r of t over space and by Dice of what is significant, medians over the contrasts "
         "of a direction. The same contrasts seed all cohorts, and cohorts share the backbone of the connectome: some "
         "agreement is there for any seeds."
-    )
+    ) + _difference(results)

@@ -225,7 +225,41 @@ def replication_block(results: Results) -> Block | None:
     )
     tables = [Table(f"Networks of {listed(results.cohorts[1:])} against those of {first}", head, rows)]
     folded = [_contrasts(each, cohort) for cohort in results.cohorts[1:]]
-    return Block("", [text], [], figures, tables, folded, ["tables/replication.tsv", "tables/contrast_agreement.tsv"])
+    files = ["tables/replication.tsv", "tables/contrast_agreement.tsv"]
+    if (differing := results.evidence.table("cohort_difference")) is not None:
+        folded += [_differences(differing, cohort, results) for cohort in results.cohorts[1:]]
+        files.append("tables/cohort_difference.tsv")
+    return Block("", [text], [], figures, tables, folded, files)
+
+
+def _differences(table: pd.DataFrame, cohort: str, results: Results) -> tuple[str, Table, bool]:
+    own = table[table["cohort"] == cohort]
+    rows = [
+        [
+            row["contrast"],
+            row["direction"],
+            whole(row["voxels_stronger"]),
+            whole(row["voxels_weaker"]),
+            fixed(row["largest_t"]),
+            fixed(row["smallest_q"], 3),
+        ]
+        for row in own.to_dict("records")
+    ]
+    differing = int(((own["voxels_stronger"] > 0) | (own["voxels_weaker"] > 0)).sum())
+    title = f"Connectivity that differs from {results.cohorts[0]}: {differing} of {count(len(rows), 'contrast')}"
+    head = [
+        "contrast",
+        "direction",
+        f"{results.place}s stronger",
+        f"{results.place}s weaker",
+        "largest t",
+        "smallest q",
+    ]
+    return (
+        f"{title} in {cohort}",
+        Table(f"Welch's t between {cohort} and {results.cohorts[0]}", head, rows, ("direction",)),
+        False,
+    )
 
 
 def _contrasts(each: pd.DataFrame, cohort: str) -> tuple[str, Table, bool]:

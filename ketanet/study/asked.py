@@ -25,6 +25,9 @@ def check_evidence(inputs: Inputs) -> None:
                 f"{what} maps people many times over, without {reason}, so its maps would not be the study's; empty "
                 f"{what}, or leave {reason} out"
             )
+    if study.robustness.cohort_difference and (study.group.covariates or len(inputs.cohorts) < 2):
+        reason = "needs a second cohort" if len(inputs.cohorts) < 2 else "does not go with group.covariates"
+        raise InputError(f"robustness.cohort_difference {reason}; set it to false")
     if null is not None:
         check_draws(inputs.main, match=null.match, mask=inputs.grey, within=null.within)
         if null.direction and len(inputs.directions) == 2:

@@ -19,6 +19,7 @@ from ketanet.degree import degree_map
 from ketanet.files import write_table
 from ketanet.inference import (
     bootstrap_studies,
+    cohort_difference,
     compare_with_maps,
     contrast_agreement,
     degree_control,
@@ -44,7 +45,16 @@ DRAWS: Final = "draws"
 
 TABLES: Final = tuple(
     f"tables/{name}.tsv"
-    for name in ("null", "maps", "people", "enough_people", "fewer_studies", "replication", "contrast_agreement")
+    for name in (
+        "null",
+        "maps",
+        "people",
+        "enough_people",
+        "fewer_studies",
+        "replication",
+        "contrast_agreement",
+        "cohort_difference",
+    )
 )
 
 _BESIDE_NETWORKS: Final = ("p", "p_fwe", "p_fwe_directions", "p_fwe_both", "chance", "difference", "statistic")
@@ -225,6 +235,10 @@ class Evidence:
             yield self._stage("tables/replication.tsv", [], partial(replication_table, group, self.networks))
             agreement = partial(contrast_agreement, group, sign=sign)
             yield self._stage("tables/contrast_agreement.tsv", [sign], agreement)
+            if self.inputs.study.robustness.cohort_difference:
+                alpha = self.inputs.study.group.alpha
+                differ = partial(cohort_difference, group, alpha=alpha)
+                yield self._stage("tables/cohort_difference.tsv", [alpha], differ)
 
     def _user_maps(self) -> Iterator[tuple[str, str]]:
         settings = self.inputs.study.maps

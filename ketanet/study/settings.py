@@ -81,6 +81,8 @@ class RobustnessSettings(_Block):
     """Random subsets of source studies of every size; 0 leaves the curve out."""
     people: list[Annotated[int, Field(ge=3)]] = []
     """Sizes of random subsets of the discovery cohort."""
+    cohort_difference: bool = False
+    """Also test where each contrast's connectivity differs between the first cohort and the others."""
     repeats: Annotated[int, Field(ge=2)] = 20
     """Subsets of each size."""
     seed: Annotated[int, Field(ge=0)] = 0
