@@ -26,7 +26,7 @@ from ketanet.partials import SUFFIX, is_whole, read_partial, write_partial_if_du
 from ketanet.progress import task_name
 from ketanet.seeds import seed_weights
 
-ENGINE = 2  # raised whenever the bits of the moments change
+ENGINE = 3  # raised whenever the bits of the moments change
 
 PARTIAL_SHARE = 0.1
 """Partials hold at most this share of the bytes that a pass reads."""
