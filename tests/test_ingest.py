@@ -517,8 +517,7 @@ def test_who_is_finished_is_not_read_again(lab: Path, tmp_path: Path, reads: Rea
     assert len(finished) == 2
     assert f"{bad}.nii.gz: truncated or damaged" in str(error.value)
     assert str(error.value).endswith(
-        "; mend the file and run again: the 2 of 4 subjects that are finished are kept; "
-        "or --skip-bad leaves such subjects out"
+        "; mend the file and run again: finished subjects are kept (2 of 4); or --skip-bad leaves such subjects out"
     )
     assert left(tmp_path / "c.zarr") == ["c.zarr.partial"]
     reads.cut_before = -1
@@ -537,7 +536,7 @@ def test_who_is_finished_is_not_read_again(lab: Path, tmp_path: Path, reads: Rea
 def test_a_second_bad_image_is_named_when_it_is_met(lab: Path, tmp_path: Path, reads: Reads) -> None:
     reads.cut_before = 1
     for finished in (1, 2):
-        with pytest.raises(InputError, match=f"the {finished} of 4 subjects that are finished are kept"):
+        with pytest.raises(InputError, match=rf"finished subjects are kept \({finished} of 4\)"):
             ingest_cohort(source(lab), tmp_path / "c.zarr")
         reads.mend()
         reads.cut_before = 1
@@ -587,7 +586,7 @@ def test_of_many_under_way_those_that_are_begun_are_finished_and_no_other_is_beg
         ingest_cohort(source(lab), tmp_path / "c.zarr")
     begun = list(reads.names)
     assert 7 <= len(begun) <= 12
-    assert f"the {len(begun) - 1} of 20 subjects that are finished are kept" in str(error.value)
+    assert f"finished subjects are kept ({len(begun) - 1} of 20)" in str(error.value)
     reads.mend()
     with connect("threads", workers=2):
         out = ingest_cohort(source(lab), tmp_path / "c.zarr")

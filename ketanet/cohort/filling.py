@@ -78,7 +78,7 @@ def _how_to_go_on(writer: CohortWriter, reasons: list[str]) -> str:
     """Why an attempt ended, and what to do; a partial store without any subject is removed."""
     more = f" (and {len(reasons) - 1} more subjects)" if len(reasons) > 1 else ""
     settled = len(writer.plan.subjects) - len(writer.pending)
-    kept = f": the {settled} of {len(writer.plan.subjects)} subjects that are finished are kept" if settled else ""
+    kept = f": finished subjects are kept ({settled} of {len(writer.plan.subjects)})" if settled else ""
     if not settled:
         writer.discard()
     return f"{reasons[0]}{more}; mend the file and run again{kept}; or --skip-bad leaves such subjects out"
