@@ -94,7 +94,7 @@ def stopped(made: Any, out: Path, **settings: Any) -> str:
     assert "\n" not in line
     assert line.endswith(GO_ON)
     assert not out.exists()
-    assert ("finished are kept" in line) == (left(out) == ["c.zarr.partial"])
+    assert ("finished subjects are kept" in line) == (left(out) == ["c.zarr.partial"])
     shutil.rmtree(out.with_name("c.zarr.partial"), ignore_errors=True)
     assert left(out) == []
     return line
@@ -554,7 +554,7 @@ def test_nobody_finished_leaves_nothing(lab: Path, tmp_path: Path, reads: Reads)
 def test_what_is_kept_blocks_no_ingestion_with_other_settings(lab: Path, tmp_path: Path, reads: Reads) -> None:
     for settings in ({"dtype": "float32"}, {"global_signal": True}, {"exclude": "subject == 'ann'"}):
         reads.cut_before = 2
-        with pytest.raises(InputError, match="finished are kept"):
+        with pytest.raises(InputError, match="finished subjects are kept"):
             ingest_cohort(source(lab), tmp_path / "c.zarr")
         reads.mend()
         out = ingest_cohort(source(lab), tmp_path / "c.zarr", **settings)
@@ -568,7 +568,7 @@ def test_what_is_kept_blocks_no_ingestion_with_other_settings(lab: Path, tmp_pat
 
 def test_what_is_kept_can_be_removed(lab: Path, tmp_path: Path, reads: Reads) -> None:
     reads.cut_before = 2
-    with pytest.raises(InputError, match="finished are kept"):
+    with pytest.raises(InputError, match="finished subjects are kept"):
         ingest_cohort(source(lab), tmp_path / "c.zarr")
     reads.mend()
     assert clean(tmp_path / "c.zarr") == [tmp_path / "c.zarr.partial"]
