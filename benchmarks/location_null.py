@@ -17,8 +17,9 @@ from ketanet.cohort import open_cohort
 from ketanet.compute import connect
 from ketanet.grid import grid_from_attrs
 from ketanet.group import one_sample
+from ketanet.inference.blocks import FEWEST_DRAWS
 from ketanet.inference.draws import make_draws
-from ketanet.inference.location import FEWEST, location_null, null_batch
+from ketanet.inference.location import location_null, null_batch
 from ketanet.networks import overlap
 
 QUICK = {"people": 12, "voxels": 3000, "draws": 2}
@@ -76,7 +77,7 @@ def costs(store: str, draws: int | None, folder: str) -> dict[str, float]:
     grid = grid_from_attrs(cohort.attrs["grid"])
     seeds = seeds_on(grid, CONTRASTS)
     batch = null_batch(CONTRASTS, grid.n_voxels)
-    count = max(FEWEST, draws or 2 * threads() * batch)
+    count = max(FEWEST_DRAWS, draws or 2 * threads() * batch)
     degree = np.random.default_rng(0).random(grid.n_voxels)
     weights = make_draws(seeds, match="strength", seed=0, degree=degree).weights(range(count))
 

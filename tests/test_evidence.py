@@ -189,6 +189,20 @@ def test_run_again_computes_nothing(results: Path, world: Path, monkeypatch: pyt
             assert path.stat().st_mtime_ns == when, path
 
 
+@pytest.mark.filterwarnings("ignore::ketanet.errors.KetanetWarning")
+def test_another_degree_makes_another_strength_null(world: Path, tmp_path: Path, capsys: Any) -> None:
+    text = STUDY[: STUDY.index("[robustness]")].replace('"healthy', f'"{world}/healthy')
+    text = text.replace('"patients', f'"{world}/patients').replace('"coord', f'"{world}/coord')
+    text += "[robustness]\nradii_mm = []\n[null]\nn = 19\ndirection = false\n[degree]\nsurrogates = 19\n"
+    said = []
+    for partners in (50, 60):
+        (tmp_path / "study.toml").write_text(f"{text}partners = {partners}\n")
+        assert run("run", tmp_path / "study.toml", "--out", tmp_path / "out") == 0
+        said.append(capsys.readouterr().err)
+    assert "location-strength_cohort-healthy: computing" in said[1]
+    assert "location-uniform_cohort-healthy: there already" in said[1]
+
+
 def test_null_command_adds_draws(world: Path, tmp_path: Path, capsys: Any) -> None:
     text = STUDY[: STUDY.index("[null]")].replace('signals = ["mean_standardised"]', "")
     text = (

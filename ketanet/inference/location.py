@@ -25,6 +25,7 @@ from ketanet.degree import degree_map
 from ketanet.errors import InputError
 from ketanet.grid import Grid, grid_from_attrs
 from ketanet.group import one_sample
+from ketanet.inference.blocks import require_draws
 from ketanet.inference.draws import MATCHES, Draws, make_draws
 from ketanet.kernels.sequential import Stopping
 from ketanet.kernels.statistics import adjust, log10_p, significant
@@ -32,9 +33,6 @@ from ketanet.labelling import canonical_membership
 from ketanet.networks import check_settings, network_of, overlap
 
 log = logging.getLogger("ketanet")
-
-FEWEST: Final = 19
-"""With fewer draws no p of .05 exists."""
 
 STOPS: Final = ("never", "besag_clifford", "gandy")
 
@@ -175,8 +173,7 @@ def location_null(
 def _check(n: int, match: str, stop: str) -> None:
     spec.choice(match, MATCHES, "match")
     spec.choice(stop, STOPS, "stop")
-    if n < FEWEST:
-        raise InputError(f"{n} draws: no p of .05 exists with fewer than {FEWEST}; take 1000")
+    require_draws(n)
 
 
 def null_batch(contrasts: int, voxels: int) -> int:

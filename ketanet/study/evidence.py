@@ -82,7 +82,12 @@ class Evidence:
         """Run what is missing, remove what is not asked for any more. Returns the key of all of it."""
         (self.folder / FOLDER).mkdir(exist_ok=True)
         keys = dict(self._degree())
-        keys |= dict(self._nulls()) | dict(self._specificity()) | dict(self._studies()) | dict(self._replication())
+        keys |= (
+            dict(self._nulls(keys.get("degree-positive")))
+            | dict(self._specificity())
+            | dict(self._studies())
+            | dict(self._replication())
+        )
         keys |= dict(self._user_maps())
         if nulls := self.null_stores():
             keys |= dict([self._stage("tables/null.tsv", sorted(keys.items()), partial(self._null_rows, nulls))])
@@ -128,15 +133,16 @@ class Evidence:
             )
         )
 
-    def _nulls(self) -> Iterator[tuple[str, str]]:
+    def _nulls(self, degree_key: str | None) -> Iterator[tuple[str, str]]:
         null = self.inputs.study.null
         if null is None:
             return
         facts = null.model_dump(exclude={"match", "direction"})
         for match in null.match:
+            own = [facts, degree_key] if match == "strength" else facts
             for cohort in self.inputs.cohorts:
                 yield self._stage(
-                    f"location-{match}_cohort-{cohort}", facts, partial(self._location, null, match, cohort)
+                    f"location-{match}_cohort-{cohort}", own, partial(self._location, null, match, cohort)
                 )
         if self._flips_directions:
             for cohort in self.inputs.cohorts:
