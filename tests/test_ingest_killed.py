@@ -147,11 +147,16 @@ def test_one_ingestion_killed_again_and_again(lab: Lab, tmp_path: Path) -> None:
     whole, seconds = uninterrupted(lab, False)
     store, rng = tmp_path / "c.zarr", np.random.default_rng(3)
     killed = 0
-    for _ in range(4):
-        lab.kill(store, False, rng.uniform(0.05, 0.4) * seconds)
+    for _ in range(20):  # until four came in time
+        worked = lab.kill(store, False, rng.uniform(0.05, 0.4) * seconds)
         killed += beside(store, ".partial") != []
+        if killed == 4:
+            break
+        if store.exists():  # it was done by then: the machine is less busy than it was
+            seconds = min(seconds, worked)
+            shutil.rmtree(store)
+    assert killed == 4
     lab.run(store, False)
-    assert killed
     assert tree(store) == whole
     assert beside(store) == []
 
@@ -164,12 +169,17 @@ def test_killed_at_random_moments_and_run_again(lab: Lab, tmp_path: Path, append
     whole, seconds = uninterrupted(lab, append)
     rng = np.random.default_rng(29)
     hit = 0
-    for trial in range(3 * trials):
+    for trial in range(10 * trials):
         store = prepared(lab, tmp_path / f"{trial}.zarr", append)
         worked = lab.kill(store, append, (trial + rng.random()) % trials / trials * seconds)
-        hit += beside(store, ".partial") != []
+        under_way = beside(store, ".partial") != []
+        hit += under_way
         if not beside(store, ".lock"):  # it was done by then: the machine is less busy than it was
             seconds = min(seconds, worked)
+        if trial >= trials and not under_way:  # moments before and after have been shown often enough
+            shutil.rmtree(store, ignore_errors=True)
+            store.with_name(f"{store.name}.lock").unlink(missing_ok=True)
+            continue
         if trial % 3 == 0:
             lab.kill(store, append, rng.random() * seconds)
         lab.run(store, append)
@@ -178,4 +188,4 @@ def test_killed_at_random_moments_and_run_again(lab: Lab, tmp_path: Path, append
         shutil.rmtree(store)
         if hit == trials:
             break
-    assert hit == trials
+    assert hit == trials, "the kills came too early or too late to show anything"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,18 +196,24 @@ def test_clean_removes_the_unfinished_and_nothing_else(tmp_path: Path) -> None:
         clean(tmp_path / "nothing")
 
 
-def interrupted_map(store: Path, table: Path, out: Path, after: float) -> bool:
-    """Start ``ketanet map``, kill it after some seconds; whether it was still running."""
+def interrupted_map(store: Path, table: Path, out: Path, after: float) -> tuple[bool, float]:
+    """Start ``ketanet map``, kill it after some seconds; whether it was still running, and the seconds it ran."""
     words = [sys.executable, "-m", "ketanet.cli", "map", str(store), str(table), "--out", str(out), "--workers", "2"]
+    started = time.perf_counter()
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    time.sleep(after)
-    running = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return running
+    try:
+        process.wait(after)
+        running = False
+    except subprocess.TimeoutExpired:
+        running = True
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return running, time.perf_counter() - started
 
 
 def check_resume(store: Path, table: pd.DataFrame, folder: Path, trials: int) -> None:
+    """Two kills a trial, in the latter half of the time it takes. One that came too late (the machine is less busy than
+    it was) is tried again, sooner."""
     table.to_csv(folder / "c.tsv", sep="\t", index=False)
     words = [sys.executable, "-m", "ketanet.cli", "map", str(store), str(folder / "c.tsv"), "--out"]
     started = time.perf_counter()
@@ -214,15 +221,22 @@ def check_resume(store: Path, table: pd.DataFrame, folder: Path, trials: int) ->
     took = time.perf_counter() - started
     whole = open_results(folder / "whole.zarr").load()
     moment = random.Random(5)
-    killed = 0
     for trial in range(trials):
         out = folder / f"killed{trial}.zarr"
-        for _ in range(2):
-            killed += interrupted_map(store, folder / "c.tsv", out, moment.uniform(0.5, 1.0) * took)
-        subprocess.run([*words, str(out)], check=True, capture_output=True)
+        killed = 0
+        for _ in range(20):
+            running, seconds = interrupted_map(store, folder / "c.tsv", out, moment.uniform(0.5, 1.0) * took)
+            killed += running
+            if killed == 2:
+                break
+            if not running:
+                took = min(took, seconds)
+                shutil.rmtree(out, ignore_errors=True)
+        assert killed == 2, "the kills came too late to show anything"
+        if not out.exists():
+            subprocess.run([*words, str(out)], check=True, capture_output=True)
         assert open_results(out).load().identical(whole)
         assert not list(folder.glob(f"killed{trial}.zarr.partial"))
-    assert killed > trials / 2, "the kills came too late to show anything"
 
 
 @pytest.mark.usefixtures("always")
