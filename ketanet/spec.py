@@ -89,6 +89,8 @@ SEEDS: Final = (
     Variable("y", ("coordinate",), "f", "back to front, in MNI space", "mm", required=False),
     Variable("z", ("coordinate",), "f", "bottom to top, in MNI space", "mm", required=False),
     Variable("coordinate_seed", ("coordinate",), "i", "position of the coordinate's seed", required=False),
+    Variable("coordinate_outside", ("coordinate",), "b", "whether it lies off the cohort's mask", required=False),
+    Variable("coordinate_space", ("coordinate",), "OTU", "space it was given in", required=False),
 )
 
 GROUP: Final = (

@@ -18,6 +18,7 @@ from ketanet import spec
 from ketanet.errors import InputError, KetanetWarning
 from ketanet.grid import ParcelGrid, VolumeGrid
 from ketanet.seeds import (
+    coordinates_table,
     load_seeds,
     read_coordinates,
     seed_weights,
@@ -225,6 +226,27 @@ def test_something_without_a_grid(whole):
     with pytest.raises(InputError, match="a grid or a cohort is needed; Dataset has no attribute 'grid'"):
         seeds_from_coordinates(single(0, 0, 0), xr.Dataset())
     assert whole
+
+
+def test_table_of_coordinates_as_used(volume):
+    given = peaks(
+        ("A", "increase", 0, 0, 0), ("A", "increase", 3, 0, 0), ("A", "increase", 0, 0, 0), ("B", "decrease", 90, 0, 0)
+    )
+    given = pd.concat([given, given.iloc[[1]].assign(space="Talairach")], ignore_index=True)
+    given.loc[4, ["source_study", "contrast"]] = given.loc[0, ["source_study", "contrast"]]
+    with pytest.warns(KetanetWarning, match="lie off the mask"):
+        seeds = seeds_from_coordinates(given, volume, radius_mm=50, drop_empty=True)
+    table = coordinates_table(seeds)
+    assert table["seed"].tolist() == seeds["seed"].to_numpy()[seeds["coordinate_seed"].to_numpy()].tolist()
+    assert len(table) == int(seeds["n_coordinates"].sum())
+    assert table.groupby("seed", sort=False)["outside"].sum().tolist() == seeds["n_outside"].to_numpy().tolist()
+    a_few = table[table["direction"] == "increase"]
+    foreign = a_few[a_few["given_space"] == "Talairach"][["x", "y", "z"]].to_numpy(float)
+    np.testing.assert_allclose(foreign, talairach_to_mni([[3.0, 0, 0]]))
+    assert sorted(map(tuple, a_few[a_few["given_space"] == "MNI"][["x", "y", "z"]].to_numpy())) == [
+        (0, 0, 0),
+        (3, 0, 0),
+    ]
 
 
 def test_talairach_coordinates_are_brought_to_mni(whole):
@@ -539,7 +561,7 @@ def test_seeds_as_files(tmp_path, three, volume):
 
 def test_seeds_written_and_read_are_the_same(tmp_path, three, volume):
     again = seeds_from_images(write_seeds(three, tmp_path / "seeds"), volume)
-    weights = three.drop_vars(["x", "y", "z", "coordinate_seed"])  # masks do not say which places they came from
+    weights = three.drop_dims("coordinate")  # masks do not say which places they came from
     assert again.drop_dims("coordinate").drop_attrs(deep=False).identical(weights.drop_attrs(deep=False))
     assert again.sizes["coordinate"] == 0
     assert (again.attrs["rule"], again.attrs["radius_mm"]) == ("image", None)

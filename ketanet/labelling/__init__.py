@@ -7,6 +7,22 @@ lie.
 
 from ketanet.labelling.atlases import atlas
 from ketanet.labelling.sources import ATLAS_NAMES
-from ketanet.labelling.tables import canonical_membership, canonical_shares, cluster_table, label, label_image
+from ketanet.labelling.tables import (
+    canonical_membership,
+    canonical_of_elements,
+    canonical_shares,
+    cluster_table,
+    label,
+    label_image,
+)
 
-__all__ = ["ATLAS_NAMES", "atlas", "canonical_membership", "canonical_shares", "cluster_table", "label", "label_image"]
+__all__ = [
+    "ATLAS_NAMES",
+    "atlas",
+    "canonical_membership",
+    "canonical_of_elements",
+    "canonical_shares",
+    "cluster_table",
+    "label",
+    "label_image",
+]

@@ -266,6 +266,22 @@ def canonical_membership(atlas: xr.Dataset) -> tuple[list[str], NDArray[np.int64
     return names, membership, np.array([voxels[of_region == name].sum() for name in names], np.int64)
 
 
+def canonical_of_elements(atlas: xr.Dataset) -> tuple[list[str], NDArray[np.int16]]:
+    """The canonical network that holds most of each element.
+
+    Returns
+    -------
+    names : list of str
+        Canonical networks, as :func:`canonical_membership` gives them.
+    label : int16 array (voxel,)
+        1 for the first network; 0 where an element belongs to none.
+    """
+    names, membership, _ = canonical_membership(atlas)
+    label = membership.argmax(axis=0).astype(np.int16) + np.int16(1)
+    label[~membership.any(axis=0)] = 0
+    return names, label
+
+
 def _tested_array(tested: ArrayLike, n_voxels: int) -> NDArray[np.bool_]:
     array = np.asarray(tested)
     if array.shape != (n_voxels,) or array.dtype != np.bool_:

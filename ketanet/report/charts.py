@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ketanet.report.slices import png
+from ketanet.report.figures import Image, png
 
 DIRECTION_COLOURS: Final = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, told apart by colour-blind people; directions take them in order."""
@@ -25,7 +25,7 @@ def share_limit(shares: Sequence[float]) -> float:
     return float(max(20.0, np.ceil((100 * largest - 1e-9) / 20) * 20))
 
 
-def draw_bars(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit: float) -> bytes:
+def draw_bars(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit: float) -> Image:
     """Bars of the shares, the directions side by side.
 
     Parameters
@@ -39,8 +39,7 @@ def draw_bars(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit
 
     Returns
     -------
-    bytes
-        A PNG image.
+    Image
     """
     figure, axes = new_figure((6.4, 1.1 + len(names) * (0.14 + 0.16 * len(shares))))
     thick = 0.8 / len(shares)
@@ -66,7 +65,7 @@ def draw_bars(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit
     return png(figure)
 
 
-def draw_polar(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit: float) -> bytes:
+def draw_polar(names: Sequence[str], shares: Mapping[str, Sequence[float]], limit: float) -> Image:
     """The same shares on a polar axis, one closed line per direction; see :func:`draw_bars`."""
     figure, axes = new_figure((6.4, 4.8), projection="polar")
     angle = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
@@ -103,7 +102,7 @@ def draw_polar(names: Sequence[str], shares: Mapping[str, Sequence[float]], limi
 
 def draw_distribution(
     values: NDArray[np.float64], beyond: NDArray[np.bool_], limit: float | None, *, label: str
-) -> bytes:
+) -> Image:
     """Histogram of a measure over people.
 
     Parameters
@@ -119,8 +118,7 @@ def draw_distribution(
 
     Returns
     -------
-    bytes
-        A PNG image.
+    Image
     """
     from matplotlib.ticker import MaxNLocator
 

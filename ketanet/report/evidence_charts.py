@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ketanet.report.charts import DIRECTION_COLOURS, axis_text, empty_figure, new_figure
-from ketanet.report.slices import png
+from ketanet.report.figures import Image, png
 
 _GREY: Final = "0.72"
 _MARK: Final = "0.15"
@@ -30,7 +30,7 @@ class Distribution:
     colour: int
 
 
-def draw_distributions(rows: Sequence[Sequence[Distribution]], label: str) -> bytes:
+def draw_distributions(rows: Sequence[Sequence[Distribution]], label: str) -> Image:
     """Histograms of draws with the observed value as a line, one scale for all panels.
 
     Parameters
@@ -42,8 +42,7 @@ def draw_distributions(rows: Sequence[Sequence[Distribution]], label: str) -> by
 
     Returns
     -------
-    bytes
-        A PNG image.
+    Image
     """
     figure = empty_figure((_WIDTH * len(rows[0]), 0.5 + 1.5 * len(rows)))
     axes = figure.subplots(len(rows), len(rows[0]), sharex=True, sharey=True, squeeze=False)
@@ -76,7 +75,7 @@ class Scatter:
     colour: int
 
 
-def draw_scatter(panels: Sequence[Scatter], across: str, up: str) -> bytes:
+def draw_scatter(panels: Sequence[Scatter], across: str, up: str) -> Image:
     """Scatter charts with their least-squares lines, two side by side, one scale for all.
 
     Parameters
@@ -87,8 +86,7 @@ def draw_scatter(panels: Sequence[Scatter], across: str, up: str) -> bytes:
 
     Returns
     -------
-    bytes
-        A PNG image.
+    Image
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
@@ -132,7 +130,7 @@ class Strip:
     lowest: str = ""
 
 
-def draw_strips(strips: Sequence[Strip], label: str) -> bytes:
+def draw_strips(strips: Sequence[Strip], label: str) -> Image:
     """Points on lines from 0 (or the lowest value, where it is below) to 1, with the median of each line.
 
     Parameters
@@ -143,8 +141,7 @@ def draw_strips(strips: Sequence[Strip], label: str) -> bytes:
 
     Returns
     -------
-    bytes
-        A PNG image.
+    Image
     """
     figure, axes = new_figure((6.4, 0.8 + 0.55 * len(strips)))
     for line, strip in enumerate(strips):
@@ -198,7 +195,7 @@ class Curve:
     colour: int
 
 
-def draw_curves(curves: Sequence[Curve], label: str, level: float) -> bytes:
+def draw_curves(curves: Sequence[Curve], label: str, level: float) -> Image:
     """Medians with their quartiles as bands, on a scale from 0 to 1, and a level to reach.
 
     Parameters
@@ -211,8 +208,7 @@ def draw_curves(curves: Sequence[Curve], label: str, level: float) -> bytes:
 
     Returns
     -------
-    bytes
-        A PNG image.
+    Image
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -235,7 +231,7 @@ def draw_curves(curves: Sequence[Curve], label: str, level: float) -> bytes:
     return png(figure)
 
 
-def draw_bands(names: Sequence[str], bands: Mapping[str, tuple[Floats, Floats, Floats]], limit: float) -> bytes:
+def draw_bands(names: Sequence[str], bands: Mapping[str, tuple[Floats, Floats, Floats]], limit: float) -> Image:
     """Shares with the band that they lie in, directions one above the other.
 
     Parameters
@@ -249,8 +245,7 @@ def draw_bands(names: Sequence[str], bands: Mapping[str, tuple[Floats, Floats, F
 
     Returns
     -------
-    bytes
-        A PNG image.
+    Image
     """
     figure, axes = new_figure((6.4, 1.1 + len(names) * (0.14 + 0.16 * len(bands))))
     thick = 0.7 / len(bands)

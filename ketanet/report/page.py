@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +16,21 @@ from ketanet.report.evidence_page import evidence_content
 from ketanet.report.figures import Figure
 from ketanet.report.methods import methods_text
 from ketanet.report.pictures import network_rows
-from ketanet.report.references import SPECIFICITY, references
+from ketanet.report.references import SPECIFICITY, bibtex, references
 from ketanet.report.results import Network, Results, load_results
 from ketanet.report.robustness_page import MOST_BARS, leave_one_out_strip, replication_block, robustness_blocks
 from ketanet.report.slices import Slice, choose_slices, picture_words
-from ketanet.report.summary import key_numbers, sentence, warnings_of
+from ketanet.report.summary import coordinates_words, key_numbers, sentence, tiles, warnings_of
 from ketanet.report.tables import (
     Table,
     clusters_table,
+    cohorts_table,
     contrasts_table,
     fingerprints_table,
     left_out_table,
     replication,
     shares_table,
+    stages_table,
     variants_of,
 )
 from ketanet.report.words import count, fixed, listed
@@ -83,6 +86,15 @@ def _content(results: Results) -> dict[str, Any]:
         "title": results.settings["name"],
         "sentence": sentence(results),
         "warnings": warnings_of(results),
+        "tiles": tiles(results),
+        "answer": None,
+        "glass": None,
+        "panels": None,
+        "coordinates": coordinates_words(results),
+        "cohorts": cohorts_table(results),
+        "stages": stages_table(results),
+        "bibtex": bibtex(results),
+        "downloads": {name: _download(results, name) for name in ("clusters", "canonical")},
         "key": Table(
             "Networks found, by direction and cohort",
             head,
@@ -117,6 +129,12 @@ def _content(results: Results) -> dict[str, Any]:
         "run_version": results.provenance["ketanet"],
         "page_version": __version__,
     }
+
+
+def _download(results: Results, name: str) -> str:
+    """A table of the folder as an address of its own, so that it comes along with the page."""
+    content = (results.folder / "tables" / f"{name}.tsv").read_bytes()
+    return "data:text/tab-separated-values;base64," + base64.b64encode(content).decode("ascii")
 
 
 def _maps(results: Results, planes: Sequence[Slice]) -> list[tuple[str, list[Figure]]]:

@@ -5,8 +5,6 @@ All slices of a picture are painted into one image, one pixel a millimetre, whic
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from ketanet.grid import GrayordinateGrid, Grid, nearest_resample
 from ketanet.grid.grayordinates import RIBBON_MM
+from ketanet.report.figures import Image, png
 from ketanet.report.results import Network
 
 AXES: Final = "xyz"
@@ -33,7 +32,9 @@ _HEAD = 30  # pixels above each row of slices, for its title
 _FOOT = 26  # pixels below the last row, for the positions
 _SCALE_WIDTH = 92  # pixels on the right, for the colour scale
 _SIGN_WIDTH = 22  # more of them for numbers longer than 0.2
-_FADED = 0.35
+FADED: Final = 0.35
+"""Strength of a colour outside a network."""
+
 _DIFFERENCE: Final = "difference"
 _BOTH_SIDES: Final = ("#00305c", "#0072B2", "#f4f2ec", "#D55E00", "#6e2a00")
 """The colours of the second and the first direction, told apart by colour-blind people; nothing is nearly white."""
@@ -201,7 +202,7 @@ def paint(plane: Slice, row: Row, colours: Colours = SHARES) -> Rgb:
     inside = np.zeros(on.shape, bool)
     if row.inside is not None:
         inside[on] = row.inside[plane.element[on]]
-    strength = np.where(inside | (row.inside is None), 1.0, _FADED).astype(np.float32)[shown, None]
+    strength = np.where(inside | (row.inside is None), 1.0, FADED).astype(np.float32)[shown, None]
     rgb[shown] = strength * colour + (1 - strength) * rgb[shown]
     rgb[_edge(inside)] = 0.0
     return rgb
@@ -299,12 +300,3 @@ def _colour_scale(
         bar.plot([0, 1], [mark, mark], color="white", linewidth=3, transform=bar.get_yaxis_transform())
         bar.plot([0, 1], [mark, mark], color="black", linewidth=1.4, transform=bar.get_yaxis_transform())
 
-
-def png(figure: Any) -> bytes:
-    """A matplotlib figure as a PNG image."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # names in a script that the font lacks are drawn as boxes, and stand in the tables of the report
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()

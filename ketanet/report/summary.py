@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from ketanet.report.evidence import LEVEL
@@ -121,6 +122,43 @@ def _of_degree(results: Results) -> list[str]:
     if not strong:
         return []
     return [f"The probability follows the degree of the connectome strongly, and may trace its hubs: {listed(strong)}."]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number that matters, by direction or cohort."""
+
+    what: str
+    numbers: list[tuple[str, str]]
+
+
+def tiles(results: Results) -> list[Tile]:
+    """The three numbers that matter: contrasts, people, and how large the networks are."""
+    main = [results.of(results.cohorts[0], direction) for direction in results.directions]
+    return [
+        Tile("contrasts", [(f"{n.n_contrasts:,}", n.direction) for n in main]),
+        Tile("people", [(f"{n:,}", cohort) for cohort, n in results.people.items()]),
+        Tile(
+            f"{results.place}s in the network, cohort {results.cohorts[0]}",
+            [(f"{n.voxels:,}", n.direction) for n in main],
+        ),
+    ]
+
+
+def coordinates_words(results: Results) -> str:
+    """Where the seeds come from, and what was done to the coordinates."""
+    many = count(results.seeds["source_study"].nunique(), "source study")
+    contrasts = count(len(results.seeds), "contrast")
+    if not results.from_coordinates:
+        return f"{contrasts} of {many}, each given as an image."
+    foreign, total = results.provenance["talairach_coordinates"], int(results.seeds["n_coordinates"].sum())
+    space = (
+        f"{count(foreign, 'coordinate')} in Talairach space {'was' if foreign == 1 else 'were'} brought to MNI space"
+        if foreign
+        else "all were given in MNI space"
+    )
+    off = int(results.seeds["n_outside"].sum())
+    return f"{count(total, 'coordinate')} of {contrasts} from {many}; {space}; {off:,} lie off the grid of the cohorts."
 
 
 def key_numbers(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ketanet.cohort.quality import MEASURES
 from ketanet.report.results import Network, Results, rows_of
-from ketanet.report.words import MISSING, fixed, percent, share, whole
+from ketanet.report.words import MISSING, fixed, listed, percent, share, whole
 
 CLUSTERS_SHOWN = 20
 
@@ -192,6 +193,45 @@ def contrasts_table(results: Results) -> Table:
         head,
         rows,
         ("source study", "contrast", "direction"),
+    )
+
+
+def cohorts_table(results: Results) -> Table:
+    """Who the people are: how many, their frames, and what ingestion measured, as median (range)."""
+    facts = results.provenance["cohorts"]
+    known = [name for name in MEASURES if any(name in cohort.get("quality", {}) for cohort in facts.values())]
+    rows = [
+        ["role", *(str(cohort["role"]) for cohort in facts.values())],
+        ["people", *(whole(cohort["subjects"]) for cohort in facts.values())],
+        ["left out", *(whole(len(cohort.get("left_out", {}))) for cohort in facts.values())],
+        ["chosen by", *(str(cohort.get("where") or "everyone") for cohort in facts.values())],
+        ["frames a person", *("–".join(f"{n:,}" for n in sorted(set(c["frames"]))) for c in facts.values())],
+        ["repetition time (s)", *(listed(f"{t:g}" for t in cohort["tr_s"]) for cohort in facts.values())],
+    ]
+    for name in known:
+        cells = [_measured(cohort.get("quality", {}).get(name), MEASURES[name].decimals) for cohort in facts.values()]
+        rows.append([MEASURES[name].meaning, *cells])
+    names = [f"{name}" for name in facts]
+    return Table("Cohorts; what was measured as median (range over people)", ["", *names], rows)
+
+
+def _measured(found: dict[str, float] | None, decimals: int) -> str:
+    if found is None:
+        return MISSING
+    least, median, most = (fixed(found[name], decimals) for name in ("min", "median", "max"))
+    return f"{median} ({least} to {most})"
+
+
+def stages_table(results: Results) -> Table | None:
+    """Seconds that each stage but the report itself took when it was last computed."""
+    stages = results.provenance.get("stages", {})
+    rows = [
+        [name, fixed(facts["seconds"], 1)] for name, facts in stages.items() if "seconds" in facts and name != "report"
+    ]
+    return (
+        Table("Stages, and the seconds each took when it was last computed", ["stage", "seconds"], rows)
+        if rows
+        else None
     )
 
 

@@ -5,9 +5,10 @@ from ketanet.seeds.images import seeds_from_images
 from ketanet.seeds.load import holds_images, load_seeds
 from ketanet.seeds.spaces import mni_to_talairach, talairach_to_mni
 from ketanet.seeds.tables import read_coordinates
-from ketanet.seeds.write import seeds_table, write_seeds
+from ketanet.seeds.write import coordinates_table, seeds_table, write_seeds
 
 __all__ = [
+    "coordinates_table",
     "holds_images",
     "load_seeds",
     "mni_to_talairach",

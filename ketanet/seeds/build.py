@@ -32,7 +32,10 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Seed:
-    """One seed on a grid: elements and weights, both (entry,), and the places in mm (coordinate, 3) it was made of."""
+    """One seed on a grid: elements and weights, both (entry,).
+
+    Places (coordinate, 3) are those it was made of, in mm, with whether they lie off the mask and the space given.
+    """
 
     source_study: str
     contrast: str
@@ -43,6 +46,8 @@ class Seed:
     n_outside: int = 0
     sample: str = ""
     places: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
+    outside: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
+    spaces: Sequence[str] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -100,7 +105,8 @@ def seeds_from_coordinates(
         Coordinates (seed,): seed, source_study, contrast, direction, n_coordinates (different ones),
         n_outside, n_voxels, sample, in order of first appearance. Variables (entry,): weight, entry_seed,
         entry_voxel; :func:`seed_weights` makes a sparse matrix of them. Variables (coordinate,): x, y, z in mm (MNI),
-        coordinate_seed. In a volume every voxel of the union has weight 1; a parcel has the number of the union's
+        coordinate_seed, coordinate_outside (whether it lies off the mask) and coordinate_space (that it was given in).
+        In a volume every voxel of the union has weight 1; a parcel has the number of the union's
         voxels that it holds.
 
     Raises
@@ -124,11 +130,23 @@ def seeds_from_coordinates(
     xyz = _in_mni(table)
     seeds = []
     for (study, contrast, label), rows in _contrasts(table).items():
-        points = np.unique(xyz[rows], axis=0)
+        points, first = np.unique(xyz[rows], axis=0, return_index=True)
         sphere = own.spheres(points, float(radius_mm), rule)
-        off = int(sphere.outside.sum())
-        sample = _sample_of(table, rows, contrast_label(study, contrast))
-        seeds.append(Seed(study, contrast, label, sphere.index, sphere.weight, len(points), off, sample, points))
+        seeds.append(
+            Seed(
+                study,
+                contrast,
+                label,
+                sphere.index,
+                sphere.weight,
+                n_coordinates=len(points),
+                n_outside=int(sphere.outside.sum()),
+                sample=_sample_of(table, rows, contrast_label(study, contrast)),
+                places=points,
+                outside=sphere.outside,
+                spaces=[str(table["space"].iloc[rows[k]]) for k in first],
+            )
+        )
     if drop_empty and any(len(seed.index) for seed in seeds):
         seeds = [seed for seed in seeds if len(seed.index)]
     _refuse_empty(seeds, table, own)
@@ -194,7 +212,9 @@ def seeds_dataset(seeds: Sequence[Seed], grid: Grid, *, radius_mm: float | None,
     }
     places = np.concatenate([seed.places for seed in seeds])
     per_coordinate = {axis: places[:, k] for k, axis in enumerate("xyz")} | {
-        "coordinate_seed": np.repeat(np.arange(len(seeds), dtype=np.int32), [len(seed.places) for seed in seeds])
+        "coordinate_seed": np.repeat(np.arange(len(seeds), dtype=np.int32), [len(seed.places) for seed in seeds]),
+        "coordinate_outside": np.concatenate([seed.outside for seed in seeds]),
+        "coordinate_space": text([space for seed in seeds for space in seed.spaces]),
     }
     variables = {name: ("entry", values) for name, values in per_entry.items()} | {
         name: ("coordinate", values) for name, values in per_coordinate.items()

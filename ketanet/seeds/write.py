@@ -51,6 +51,30 @@ def seeds_table(seeds: xr.Dataset) -> pd.DataFrame:
     return table
 
 
+def coordinates_table(seeds: xr.Dataset) -> pd.DataFrame:
+    """Table of the coordinates that seeds were made of, one row each, as they were used.
+
+    Parameters
+    ----------
+    seeds : xarray.Dataset
+        From :func:`seeds_from_coordinates`; seeds made of images have none.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns seed, source_study, contrast, direction; x, y, z in mm of MNI space; given_space (``Talairach``: brought
+        to MNI space); outside (whether it lies off the grid's mask).
+    """
+    spec.validate(seeds, "seeds")
+    rows = seeds["coordinate_seed"].to_numpy()
+    table = pd.DataFrame({name: seeds[name].to_numpy()[rows] for name in TABLE_COLUMNS[:4]})
+    for axis in "xyz":
+        table[axis] = seeds[axis].to_numpy()
+    return table.assign(
+        given_space=seeds["coordinate_space"].to_numpy(), outside=seeds["coordinate_outside"].to_numpy().astype(bool)
+    )
+
+
 def write_seeds(seeds: xr.Dataset, out_dir: PathLike) -> Path:
     """Write an image for each seed, ``seed-<name>_mask.nii.gz`` (``.dscalar.nii`` on grayordinates), and ``seeds.tsv``.
 

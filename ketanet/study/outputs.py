@@ -8,20 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import xarray as xr
 
-from ketanet.files import new_folder
+from ketanet.files import new_folder, write_table
 from ketanet.grid import Grid
+from ketanet.labelling import canonical_of_elements
 
 CONTENTS = (
     "dataset_description.json",
     "provenance.json",
     "study.toml",
     "seeds.tsv",
+    "coordinates.tsv",
     "report.html",
     "group.zarr",
     "group_*.zarr",
     "networks.zarr",
+    "atlas.zarr",
     "subjects_cohort-*.zarr",
     "maps",
     "tables",
@@ -38,9 +42,22 @@ def file_label(name: str) -> str:
     return re.sub("[^A-Za-z0-9]", "", name)
 
 
-def write_maps(folder: Path, group: xr.Dataset, networks: xr.Dataset, grid: Grid) -> None:
-    """Write every map of the main analysis as image and JSON sidecar, replacing the folder ``maps`` as a whole."""
+def canonical_labels(atlas: xr.Dataset, grid: Grid) -> xr.Dataset:
+    """The canonical network of every element, as a dataset to store: ``canonical`` (voxel,), and the names."""
+    names, label = canonical_of_elements(atlas)
+    return xr.Dataset(
+        {"canonical": ("voxel", label, {"long_name": "canonical network, 0 = none", "names": names})},
+        attrs={"kind": "canonical", "grid": grid.to_attrs()},
+    )
+
+
+def write_maps(folder: Path, group: xr.Dataset, networks: xr.Dataset, labels: xr.Dataset, grid: Grid) -> None:
+    """Write every map of the main analysis as image and JSON sidecar, and the canonical networks, replacing the folder
+    ``maps`` as a whole."""
+    names = labels["canonical"].attrs["names"]
     with new_folder(folder / "maps") as maps:
+        grid.save(maps / f"atlas_dseg{grid.suffix}", labels["canonical"].values)
+        write_table(maps / "atlas_dseg.tsv", pd.DataFrame({"index": range(1, len(names) + 1), "name": names}))
         for cohort in group["cohort"].values:
             for seed in group["seed"].values:
                 _contrast_images(maps, group.sel(cohort=cohort, seed=seed).compute(), grid)

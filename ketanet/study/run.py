@@ -17,6 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from ketanet import __version__, labelling, spec
+from ketanet.cohort.quality import MEASURES
 from ketanet.compute import open_results, save
 from ketanet.connectivity import seed_maps
 from ketanet.files import disk_errors, write_table, write_text
@@ -27,17 +28,18 @@ from ketanet.lock import locked
 from ketanet.networks import overlap
 from ketanet.planning import Plan, calibrate, plan
 from ketanet.report import write_report
-from ketanet.seeds import seeds_table
+from ketanet.seeds import coordinates_table, seeds_table
 from ketanet.seeds.stack import stack_seeds
 from ketanet.study.asked import check_evidence, draws_sizes
 from ketanet.study.evidence import NETWORKS, Evidence
 from ketanet.study.inputs import MAIN, Inputs, open_inputs, refuse_inputs_inside
 from ketanet.study.ledger import Ledger, claim, digest, is_due
-from ketanet.study.outputs import CONTENTS, write_maps
+from ketanet.study.outputs import CONTENTS, canonical_labels, write_maps
 from ketanet.study.passes import group_paths, group_stage, pass_facts, passes, seeds_digest
 from ketanet.study.settings import load_study
 
 log = logging.getLogger("ketanet")
+MAPS = ("maps", "atlas.zarr")
 TABLES = ("tables/canonical.tsv", "tables/clusters.tsv", "tables/robustness.tsv")
 
 
@@ -178,9 +180,10 @@ def _run(inputs: Inputs, folder: Path, source: Path) -> None:
     write_text(folder / "study.toml", study.to_toml())
     write_text(
         folder / ".bidsignore",
-        "*.zarr\nmaps/\ntables/\nreport.html\nseeds.tsv\nstudy.toml\nprovenance.json\n",
+        "*.zarr\nmaps/\ntables/\nreport.html\nfigures/\nseeds.tsv\ncoordinates.tsv\nstudy.toml\nprovenance.json\n",
     )
     write_table(folder / "seeds.tsv", seeds_table(inputs.main))
+    write_table(folder / "coordinates.tsv", coordinates_table(inputs.main))
     ledger.record(_provenance(inputs, source) | {"complete": False})
     group_key = group_stage(inputs, folder, ledger)
     maps = {name: open_results(path) for name, path in group_paths(inputs, folder).items()}
@@ -192,17 +195,18 @@ def _run(inputs: Inputs, folder: Path, source: Path) -> None:
         with ledger.stage("networks", networks_key, NETWORKS):
             save(_networks(group, inputs), folder / "networks.zarr")
     networks = open_results(folder / "networks.zarr")[[v.name for v in spec.NETWORKS]].compute()
-    if is_due(ledger, "maps", networks_key, ["maps"]):
-        with ledger.stage("maps", networks_key, ["maps"]):
-            write_maps(folder, group, networks, inputs.grid)
-    tables_key = digest(networks_key, _atlas_digest(inputs.atlas), study.robustness.model_dump())
+    labels_key = digest(networks_key, _atlas_digest(inputs.atlas))
+    if is_due(ledger, "maps", labels_key, MAPS):
+        with ledger.stage("maps", labels_key, MAPS):
+            labels = canonical_labels(inputs.atlas, inputs.grid)
+            save(labels.chunk(), folder / MAPS[1])
+            write_maps(folder, group, networks, labels, inputs.grid)
+    tables_key = digest(labels_key, study.robustness.model_dump())
     if is_due(ledger, "tables", tables_key, TABLES):
         with ledger.stage("tables", tables_key, TABLES):
             _tables(inputs, folder, maps, networks)
     _subject_maps(inputs, folder, ledger, group_key)
-    evidence_key = Evidence(
-        inputs, folder, ledger, maps, networks, digest(networks_key, _atlas_digest(inputs.atlas))
-    ).run()
+    evidence_key = Evidence(inputs, folder, ledger, maps, networks, labels_key).run()
     ledger.record({"complete": True})
     left_out = {name: people for name, people in inputs.left_out.items() if people}
     report_key = digest(tables_key, evidence_key, __version__, study.model_dump(), left_out)
@@ -262,6 +266,20 @@ def _subject_maps(inputs: Inputs, folder: Path, ledger: Ledger, key: str) -> Non
                 )
 
 
+def _quality(cohort: xr.Dataset) -> dict[str, dict[str, float]]:
+    """What ingestion measured of the people, by measure: least, median, most, and for how many it is known."""
+    found = {}
+    for name in MEASURES:
+        if name not in cohort.coords:
+            continue
+        values = cohort[name].values.astype(float)
+        values = values[np.isfinite(values)]
+        if len(values):
+            least, median, most = (round(float(v), 6) for v in np.percentile(values, [0, 50, 100]))
+            found[name] = {"min": least, "median": median, "max": most, "people": len(values)}
+    return found
+
+
 def _provenance(inputs: Inputs, source: Path) -> dict[str, Any]:
     packages = ("numpy", "scipy", "dask", "zarr", "xarray", "nibabel", "nilearn", "matplotlib", "jinja2")
     cohorts = {
@@ -273,6 +291,7 @@ def _provenance(inputs: Inputs, source: Path) -> dict[str, Any]:
             "tr_s": sorted({round(float(tr), 4) for tr in cohort["tr"].values}),
             "where": inputs.study.cohorts[name].where,
             "role": inputs.study.cohorts[name].role,
+            "quality": _quality(cohort),
             "provenance": {k: v for k, v in cohort.attrs["provenance"].items() if k != "subjects"},
         }
         | ({"left_out": inputs.left_out[name]} if name in inputs.left_out else {})
