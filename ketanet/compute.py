@@ -25,13 +25,15 @@ from ketanet.progress import PassProgress
 from ketanet.spec import SCHEMA_VERSION
 
 SUBJECTS_PER_TASK = 16
+PLAIN = ("threads", "synchronous", "processes")
+"""What :func:`connect` knows by name."""
 _SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "inproc")
 MAX_TASKS = 4000
 FAN_IN = 4  # parts that one task merges: a third of the tasks of a pairwise tree
 
 _CGROUP_OF_PROCESS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
-_LOST_WORKER_SECONDS = 600
+LOST_WORKER_SECONDS = 600
 """How long a worker process that died may take to be back. Dask gives it up for good after 15 s, which a slow or
 busy disk exceeds; with the last one given up, a computation would wait for ever."""
 
@@ -41,12 +43,43 @@ class _Closable(Protocol):
 
 
 class Connection:
-    """A running scheduler; a context manager. Made by :func:`connect`."""
+    """A running scheduler; a context manager. Made by :func:`connect`.
 
-    def __init__(self, name: str, workers: int, closing: Sequence[_Closable | Any] = ()) -> None:
+    Attributes
+    ----------
+    name : str
+        What runs: threads, processes, the address of a scheduler or the name of a cluster file.
+    workers : int
+        Tasks that run side by side.
+    memory : int or None
+        Bytes that each of them may take; None where they share this machine's.
+    client : distributed.Client or None
+        What talks to the scheduler of a cluster.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        workers: int,
+        closing: Sequence[_Closable | Any] = (),
+        *,
+        memory: int | None = None,
+        client: Any = None,
+        explain: Callable[[BaseException], str | None] | None = None,
+    ) -> None:
         self.name = name
         self.workers = workers
-        self._closing = list(closing)
+        self.memory = memory
+        self.client = client
+        self._closing = [*closing, client] if client is not None else list(closing)
+        self._explain = explain
+
+    def refresh(self) -> None:
+        """Count the workers of a cluster anew, and the memory of the smallest."""
+        found = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+        self.workers = sum(worker["nthreads"] for worker in found)
+        sizes = [worker["memory_limit"] // worker["nthreads"] for worker in found if worker["memory_limit"]]
+        self.memory = min(sizes, default=None)
 
     def close(self) -> None:
         """Stop what :func:`connect` started."""
@@ -59,13 +92,16 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        said = self._explain(error) if self._explain and error is not None else None
         self.close()
+        if said is not None:
+            raise KetanetError(said) from error
 
     def __repr__(self) -> str:
         return f"<ketanet connection: {self.name}, {self.workers} workers>"
 
 
-class _Setting:
+class Setting:
     """Keeps a dask configuration until closed."""
 
     def __init__(self, **values: Any) -> None:
@@ -107,22 +143,25 @@ def connect(where: str = "threads", *, workers: int | None = None) -> Connection
     if count < 1:
         raise InputError(f"workers is {workers}; at least 1 is needed")
     if where == "threads":
-        return Connection("threads", count, [_Setting(scheduler="threads", num_workers=count)])
+        return Connection("threads", count, [Setting(scheduler="threads", num_workers=count)])
     if where == "synchronous":
-        return Connection("synchronous", 1, [_Setting(scheduler="synchronous")])
+        return Connection("synchronous", 1, [Setting(scheduler="synchronous")])
     if where == "processes":
-        return _connect_processes(count)
+        return connect_processes(count)
     if "://" in where:
-        return _connect_address(where)
+        return connect_address(where)
     raise InputError(
         f"cluster {where!r} is not known; use threads, processes, or the address of a scheduler (tcp://host:port)"
     )
 
 
-def _connect_processes(count: int) -> Connection:
+def connect_processes(
+    count: int, *, name: str = "processes", memory: int | None = None, options: Mapping[str, Any] | None = None
+) -> Connection:
+    """Worker processes on this machine, with further options of :class:`distributed.LocalCluster`."""
     from distributed import Client, LocalCluster
 
-    patience = _Setting(**{"distributed.deploy.lost-worker-timeout": f"{_LOST_WORKER_SECONDS} s"})
+    patience = Setting(**{"distributed.deploy.lost-worker-timeout": f"{LOST_WORKER_SECONDS} s"})
     try:
         # spawn, because zarr's event loop does not survive a fork
         with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
@@ -134,27 +173,42 @@ def _connect_processes(count: int) -> Connection:
                 # the scheduler serves its state over HTTP all the same: any port, so that two runs get along, and here
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 silence_logs=40,
+                **(options or {}),
             )
     except RuntimeError as error:
         patience.close()
         raise KetanetError(f"the worker processes could not be started ({error}); run again") from error
-    return Connection("processes", count, [patience, cluster, Client(cluster)])
+    return Connection(name, count, [patience, cluster], memory=memory, client=Client(cluster))
 
 
-def _connect_address(address: str) -> Connection:
+def connect_address(address: str, *, security: Any = None) -> Connection:
+    """A scheduler that runs already."""
     from distributed import Client
 
     scheme = address.split("://")[0]
     if scheme not in _SCHEMES:
         raise InputError(f"{address}: schedulers speak {', '.join(_SCHEMES)}; {scheme!r} is none of these")
     try:
-        client = Client(address, timeout="30s")
+        client = Client(address, timeout="30s", security=security)
     except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
         raise InputError(
-            f"no scheduler answers at {address} within 30 s ({error}); check address and firewall"
+            f"no scheduler answers at {address} within 30 s ({said}); check address, certificates and firewall"
         ) from error
-    workers = len(client.scheduler_info(n_workers=-1)["workers"])
-    return Connection(address, workers, [client])
+    connection = Connection(address, 1, client=client)
+    connection.refresh()
+    return connection
+
+
+def wide_window() -> int:
+    """Tasks worth having under way at once: two for each worker thread of a cluster, one for each core here."""
+    try:
+        from distributed import default_client
+
+        client = default_client()
+    except (ImportError, ValueError):
+        return available_cores()
+    return max(available_cores(), 2 * sum(client.nthreads().values()))
 
 
 def available_cores() -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 @contextmanager
 def connected(cluster: str, workers: int | None) -> Iterator[Connection]:
     """:func:`ketanet.connect`, and Ctrl-C, which a terminal sends to worker processes too, is left to this process."""
-    from ketanet.compute import connect
+    from ketanet.clusters import connect
 
     with connect(cluster, workers=workers) as connection:
         if cluster == "processes":

@@ -2,51 +2,62 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ketanet import spec
 from ketanet.errors import InputError
+from ketanet.toml_settings import expand_variables, in_words, read_toml
 
 NAME = re.compile(r"[A-Za-z0-9]+")
 
 
 class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # what a field means stands below it, and in the reference of the study file
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class CohortSettings(_Block):
     """One cohort: its store, its role, and which of its subjects take part."""
 
     store: str
+    """Cohort store: a path, relative to the study file, or an address such as ``s3://bucket/healthy.zarr``."""
     role: Literal["discovery", "replication"] = "discovery"
+    """What the report calls the cohort. The first one of the file is the one that others are compared with."""
     where: str | None = None
+    """Which subjects take part: an expression over the columns of the cohort, such as ``group == 'MDD'``."""
 
 
 class SeedSettings(_Block):
     """How coordinates become seeds."""
 
     radius_mm: Annotated[float, Field(gt=0, le=30)]
+    """Radius of the sphere around a coordinate, in mm."""
     rule: Literal["fcnm", "mm"]
+    """``fcnm``: radius rounded to voxels, around the nearest voxel; ``mm``: distance to the exact coordinate."""
     signal: Literal["mean", "mean_standardised", "pc1"]
+    """The seed's time series: the mean of its raw or of its standardised voxels, or their first principal component."""
 
 
 class GroupSettings(_Block):
     """How each contrast is tested."""
 
     mask: str | None = None
+    """Test only here: an image whose nonzero voxels count; default the whole grid."""
     tail: Literal["positive", "two-sided"]
+    """Which side of t can be significant."""
     correction: Literal["fdr_bh_positive", "fdr_bh", "fdr_by", "bonferroni", "fwe_max", "none"]
+    """Correction within each map; ``fdr_bh_positive``: Benjamini-Hochberg over the voxels with t > 0, as published."""
     alpha: Annotated[float, Field(gt=0, lt=1)]
+    """A voxel is significant where its adjusted p lies below."""
     covariates: list[str] = []
+    """Columns of the subjects that are regressed out, centred."""
     n_flips: Annotated[int, Field(ge=19)] = 1000
     """Sign flips of ``correction = "fwe_max"``."""
 
@@ -55,26 +66,37 @@ class NetworkSettings(_Block):
     """What of the overlap is the network."""
 
     at_least: Annotated[float, Field(gt=0, le=1)]
+    """Smallest share of the contrasts of a direction."""
     min_cluster: Annotated[int, Field(ge=0)]
+    """Smallest cluster in voxels; off where the grid holds parcels."""
     connectivity: Literal[6, 18, 26]
+    """Neighbours that make a cluster: by faces (6), faces and edges (18), corners too (26)."""
     sign: Literal["positive", "negative", "any"]
+    """Which significant voxels of a contrast count."""
 
 
 class LabelSettings(_Block):
-    """Atlas of canonical networks: a name, a file, a table {file, names, network}, or a list of these."""
+    """Canonical networks that the networks are compared with."""
 
     atlas: str | dict[str, Any] | list[str | dict[str, Any]]
+    """A name (``yeo7+subcortical``, ``seitzman300``), a file, a table ``{file, names, network}``, or a list of them."""
 
 
 class RobustnessSettings(_Block):
     """Variants compared with the main networks."""
 
     radii_mm: list[Annotated[float, Field(gt=0, le=30)]]
+    """Other radii of the spheres, in mm; each is one more pass over the cohort."""
     at_least: list[Annotated[float, Field(gt=0, le=1)]]
+    """Other shares of the contrasts."""
     leave_one_study_out: bool
+    """The networks without each source study in turn."""
     connectivity: list[Literal[6, 18, 26]] = []
+    """Other neighbours that make a cluster."""
     corrections: list[Literal["fdr_bh_positive", "fdr_bh", "fdr_by", "bonferroni", "none"]] = []
+    """Other corrections of the same t."""
     signals: list[Literal["mean", "mean_standardised", "pc1"]] = []
+    """Other seed signals; each is one more pass over the cohort."""
     bootstrap: Annotated[int, Field(ge=0)] = 0
     """Samples of source studies drawn with replacement; 0 leaves the bootstrap out."""
     fewer_studies: Annotated[int, Field(ge=0)] = 0
@@ -86,6 +108,7 @@ class RobustnessSettings(_Block):
     repeats: Annotated[int, Field(ge=2)] = 20
     """Subsets of each size."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the random numbers."""
 
     @field_validator("radii_mm", "at_least", "connectivity", "corrections", "signals", "people")
     @classmethod
@@ -97,15 +120,19 @@ class NullSettings(_Block):
     """Null models: of the places, of the directions."""
 
     n: int = 1000
+    """Draws, at least 19; more later adds to those that are there."""
     match: list[Literal["uniform", "strength"]] = ["uniform", "strength"]
+    """How places are drawn: anywhere, or among those as strongly connected as the original."""
     direction: bool = True
     """Also flip the direction of whole source studies."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the random numbers."""
     within: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Share of the mask among which a strength-matched place is drawn."""
     mask: str | None = None
     """Grey matter: where places are drawn; default the mask of the group test, else the whole grid."""
     stop: Literal["never", "besag_clifford", "gandy"] = "never"
+    """Rule by which drawing ends early, where every p is decided."""
 
     @field_validator("n")
     @classmethod
@@ -124,48 +151,65 @@ class SpecificitySettings(_Block):
     """Contrasts of another condition that the study's own are compared with."""
 
     coordinates: str
+    """Their coordinates: a table or a folder."""
     directions: list[str] | None = None
     """Of those contrasts, the directions that take part; default all."""
     statistic: Literal["welch", "probability"] = "welch"
+    """Welch's t of the mean Fisher z, or the difference of the probabilities."""
     n: Annotated[int, Field(ge=19)] = 1000
+    """Exchanges of the conditions of whole source studies."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the random numbers."""
     allow_shared_studies: bool = False
+    """Leave contrasts of source studies that the study has too out of the others, instead of refusing them."""
 
 
 class DegreeSettings(_Block):
     """Whether the networks trace the hubs of the connectome."""
 
     kind: Literal["positive", "signed", "fisher_z"] = "positive"
+    """What is averaged over the partners: max(r, 0), r, or Fisher z."""
     partners: Annotated[int, Field(ge=0)] = 2000
     """Random grid elements that connectivity is summed over; 0 = all."""
     surrogates: Annotated[int, Field(ge=19)] = 1000
+    """Maps of the same smoothness, for the p of the correlation."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the random numbers."""
 
 
 class MapsSettings(_Block):
     """Maps of the user's that the networks are compared with: images by name."""
 
     files: dict[str, str]
+    """The images by name, on the lattice of the cohorts."""
     surrogates: Annotated[int, Field(ge=19)] = 1000
+    """Maps of the same smoothness, for the p of the correlation."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the random numbers."""
 
 
 class OutputSettings(_Block):
     """What is stored beyond the usual."""
 
     subject_maps: bool = False
+    """Also store the Fisher z maps of every person: large."""
 
 
 class Study(_Block):
     """A network-mapping study with every value spelled out."""
 
     name: Annotated[str, Field(min_length=1)]
+    """Name of the study; a results folder belongs to one."""
     preset: str = "fcnm"
+    """Named conventions that fill in what the file leaves out."""
     coordinates: str
+    """Coordinate table or folder, or a folder of NIfTI masks."""
     studies: str | None = None
     """Of a folder of coordinates: table that says which source study each file belongs to."""
     directions: Annotated[list[str], Field(min_length=1)] = ["increase", "decrease"]
+    """Directions of effect that are analysed, each apart."""
     cohorts: Annotated[dict[str, CohortSettings], Field(min_length=1)]
+    """Cohorts by name (letters and digits); all of a study share one grid."""
     seeds: SeedSettings
     group: GroupSettings
     network: NetworkSettings
@@ -204,7 +248,7 @@ class Study(_Block):
         try:
             return self.model_copy(update={"null": NullSettings.model_validate(own | dict(changes))})
         except ValidationError as error:
-            raise InputError(f"null: {_in_words(error)}") from error
+            raise InputError(f"null: {in_words(error, Study)}") from error
 
     def to_toml(self) -> str:
         """The study as TOML, every default included."""
@@ -223,12 +267,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
         variable that is not set.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such study file")
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a valid TOML file ({error})") from error
+    given = read_toml(path, "study file")
     preset = given.get("preset", "fcnm")
     if not isinstance(preset, str) or preset not in spec.PRESETS:
         raise InputError(f"{path}: preset is {preset!r}; known: {', '.join(spec.PRESETS)}")
@@ -238,7 +277,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     try:
         study = Study.model_validate(given)
     except ValidationError as error:
-        raise InputError(f"{path}: {_in_words(error)}") from error
+        raise InputError(f"{path}: {in_words(error, Study)}") from error
     return _with_paths(study, path.parent.absolute(), str(path))
 
 
@@ -280,47 +319,8 @@ def _atlas_paths(atlas: Any, resolve: Any) -> Any:
 
 
 def _expand(text: str, folder: Path, source: str) -> str:
-    def value(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if name not in os.environ:
-            raise InputError(f"{source}: the variable ${{{name}}} in {text!r} is not set; set it in the environment")
-        return os.environ[name]
-
-    expanded = re.sub(r"\$\{(\w+)\}|\$(\w+)", value, text)
+    expanded = expand_variables(text, source)
     return expanded if "://" in expanded else str(Path(os.path.normpath(folder / Path(expanded).expanduser())))
-
-
-def _in_words(error: ValidationError) -> str:
-    """The first thing wrong, in one line."""
-    # a misspelt key is the cause of the one that is missing
-    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    place = [str(part) for part in first["loc"]]
-    key = ".".join(p for p in place if not p.startswith(("str", "dict[", "list[")))
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], _known_keys(place[:-1]), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else f" (known: {', '.join(_known_keys(place[:-1]))})"
-        return f"unknown key '{key}'{hint}"
-    if first["type"] == "missing":
-        return f"'{key}' is missing"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
-    if not key:
-        return message
-    return f"{key} is {first['input']!r}: {message}" if first["type"] != "value_error" else f"{key}: {message}"
-
-
-def _known_keys(place: list[str]) -> list[str]:
-    """Keys of the block at a place; names such as those of the cohorts belong to no block."""
-    model: Any = Study
-    parts = iter(place)
-    for part in parts:
-        annotation = model.model_fields[part].annotation
-        inner = [annotation, *get_args(annotation)]
-        model = next((m for m in inner if isinstance(m, type) and issubclass(m, BaseModel)), None)
-        if get_origin(annotation) is dict:
-            next(parts, None)
-        if model is None:
-            return []
-    return list(model.model_fields)
 
 
 def _without_none(value: Any) -> Any:
