@@ -245,6 +245,6 @@ class Watchdog:
         end = time.monotonic() + 30
         while time.monotonic() < end and not self._over.is_set():
             # a graph that is still on its way to the scheduler is met by the next turn
-            futures = [Future(key, self._client) for key in list(self._client.futures)]
+            futures: list[Any] = [Future(key, self._client) for key in list(self._client.futures)]
             self._client.cancel(futures, force=True)
             self._over.wait(0.5)
