@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import reduce
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +20,14 @@ import zarr
 from dask.delayed import Delayed
 from threadpoolctl import ThreadpoolController
 
+from ketanet import storage
 from ketanet.errors import InputError, KetanetError, StoreError
 from ketanet.files import new_folder
 from ketanet.progress import PassProgress
 from ketanet.spec import SCHEMA_VERSION
 
 SUBJECTS_PER_TASK = 16
+_ROOT = "zarr.json"
 PLAIN = ("threads", "synchronous", "processes")
 """What :func:`connect` knows by name."""
 _SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "inproc")
@@ -362,7 +365,7 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
     dataset : xarray.Dataset
         Lazy or in memory.
     path : path
-        Store to make; one of the same name is replaced.
+        Store to make, or its address on an object store; one of the same name is replaced.
 
     Returns
     -------
@@ -379,31 +382,55 @@ def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
 
 def save_all(datasets: Mapping[str | os.PathLike[str], xr.Dataset]) -> list[xr.Dataset]:
     """Compute several datasets in one go, so that what they share is computed once; see :func:`save`."""
-    paths = [Path(path) for path in datasets]
-    for path in paths:
-        _require_replaceable(path)
+    places = [storage.place_of(path) for path in datasets]
+    for place in places:
+        _require_replaceable(place)
     with ExitStack() as stack:
-        folders = [stack.enter_context(new_folder(path)) for path in paths]
+        targets = [
+            stack.enter_context(new_folder(place) if isinstance(place, Path) else _new_objects(place))
+            for place in places
+        ]
         writes = [
-            _storable(dataset).to_zarr(folder, mode="w", zarr_format=3, consolidated=False, compute=False)
-            for dataset, folder in zip(datasets.values(), folders, strict=True)
+            _storable(dataset).to_zarr(target, mode="w", zarr_format=3, consolidated=False, compute=False)
+            for dataset, target in zip(datasets.values(), targets, strict=True)
         ]
         with PassProgress():
             dask.compute(*writes)
-    return [open_results(path) for path in paths]
+    return [open_results(place) for place in places]
 
 
-def _require_replaceable(path: Path) -> None:
-    """Raise an InputError when something stands at a path that is no store of results."""
-    if not path.exists():
+@contextmanager
+def _new_objects(address: str) -> Iterator[Any]:
+    """What zarr writes to below an address beside, whose objects go to `address` when the block ends well."""
+    beside = f"{address}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        yield storage.zarr_store(beside, read_only=False)
+        storage.move_below(beside, address, _ROOT)
+    finally:
+        storage.remove_below(beside)
+
+
+def _attributes_at(place: Path | str) -> dict[str, Any] | None:
+    """Attributes of the Zarr group at a place; None where there is none."""
+    try:
+        if isinstance(place, str):
+            text = bytes(storage.read(f"{place}/{_ROOT}")).decode()
+        else:
+            text = (place / _ROOT).read_text(encoding="utf-8")
+        return dict(json.loads(text).get("attributes", {}))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def _require_replaceable(place: Path | str) -> None:
+    """Raise an InputError when something stands at a place that is no store of results."""
+    if not place.exists() if isinstance(place, Path) else storage.is_empty(place):
         return
-    kind: object = None
-    if (path / "zarr.json").is_file():
-        with suppress(ValueError):
-            kind = json.loads((path / "zarr.json").read_text(encoding="utf-8")).get("attributes", {}).get("kind", "")
+    found = _attributes_at(place)
+    kind = None if found is None else found.get("kind", "")
     if kind is None or kind == "cohort":
         held = "a cohort" if kind == "cohort" else "no store of results"
-        raise InputError(f"{path} exists and is {held}; choose another name or remove it first")
+        raise InputError(f"{place} exists and is {held}; choose another name or remove it first")
 
 
 def open_results(path: str | os.PathLike[str]) -> xr.Dataset:
@@ -414,10 +441,12 @@ def open_results(path: str | os.PathLike[str]) -> xr.Dataset:
     StoreError
         No store there, or a truncated one.
     """
-    if not Path(path).is_dir():
+    place = storage.place_of(path)
+    if not place.is_dir() if isinstance(place, Path) else not storage.exists(f"{place}/{_ROOT}"):
         raise StoreError(f"{path}: no such store")
+    source = place if isinstance(place, Path) else storage.zarr_store(place)
     try:
-        dataset = xr.open_zarr(path, consolidated=False, chunks={}, mask_and_scale=False)
+        dataset = xr.open_zarr(source, consolidated=False, chunks={}, mask_and_scale=False)
     except (OSError, KeyError, ValueError, zarr.errors.BaseZarrError) as error:
         raise StoreError(f"{path}: not a ketanet store, or a truncated one ({str(error)[:200]})") from error
     if dataset.attrs.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:

@@ -14,7 +14,7 @@ import xarray as xr
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
-from ketanet import spec
+from ketanet import spec, storage
 from ketanet.cohort import StoredRows
 from ketanet.compute import FAN_IN, one_blas_thread, subjects_per_task, tree
 from ketanet.errors import InputError
@@ -87,7 +87,7 @@ def moments(
     *,
     voxels: NDArray[np.int64] | None = None,
     signal: str = "mean",
-    partials: Path | None = None,
+    partials: Path | str | None = None,
     columns: NDArray[np.float64] | None = None,
 ) -> Delayed:
     """Moments of Fisher z over subjects, lazily: one coarse task per batch of subjects, merged in a fixed tree.
@@ -99,8 +99,9 @@ def moments(
         Voxels wanted; default all.
     signal : str
         See :func:`seed_maps`.
-    partials : Path, optional
-        Folder where finished subtrees of the merge are kept, and taken from when the same is computed again.
+    partials : Path or str, optional
+        Folder, or address on an object store, where finished subtrees of the merge are kept, and taken from when the
+        same is computed again.
     columns : float64 array (subject, column), optional
         Of a design, centred and orthonormal, whose products with z are wanted too.
 
@@ -166,7 +167,7 @@ def partial_bytes(n_seeds: int, n_targets: int, n_columns: int = 0) -> int:
 class _Keeper:
     """Keeps the moments of subtrees, of the lowest level at which they are small against what made them."""
 
-    folder: Path
+    folder: Path | str
     key: str
     kind: type[Moments | Products]
     rows: list[int]
@@ -180,7 +181,7 @@ class _Keeper:
             return node
         own = self.rows[first * self.step : last * self.step]
         name = hashlib.sha256(f"{self.key} {own}".encode()).hexdigest()[:32]
-        path = self.folder / f"{name}{SUFFIX}"
+        path = storage.join(self.folder, f"{name}{SUFFIX}")
         if is_whole(path):
             return dask.delayed(_load, pure=True)(path, self.kind)
         return dask.delayed(_keep, pure=True)(path, node)
@@ -197,11 +198,11 @@ def pass_key(content: str, weights: Weights, targets: NDArray[np.int64], signal:
     return digest.hexdigest()
 
 
-def _load(path: Path, kind: type[Moments | Products]) -> Moments | Products:
+def _load(path: Path | str, kind: type[Moments | Products]) -> Moments | Products:
     return kind(**read_partial(path))
 
 
-def _keep(path: Path, found: Moments | Products) -> Moments | Products:
+def _keep(path: Path | str, found: Moments | Products) -> Moments | Products:
     write_partial_if_due(path, {name: array for name, array in vars(found).items() if array is not None})
     return found
 

@@ -7,6 +7,7 @@ temporary name and renamed, and carries a digest of its bytes, so a half-written
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -14,13 +15,14 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ketanet import storage
 from ketanet.errors import InputError, KetanetError
 
 log = logging.getLogger("ketanet")
@@ -55,21 +57,27 @@ class _Clock:
 _clock = _Clock()
 
 
-def write_partial_if_due(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Write a partial unless this process wrote one a short while ago. A disk that refuses costs the partial only."""
-    if path.exists() or not _clock.is_due():
+def write_partial_if_due(path: Path | str, arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Write a partial unless this process wrote one a short while ago. A disk or an object store that refuses costs
+    the partial only."""
+    if (isinstance(path, Path) and path.exists()) or not _clock.is_due():
         return False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(path, Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_partial(path, arrays)
-    except OSError as error:
+    except (OSError, KetanetError) as error:
         log.warning("a partial result could not be kept (%s); an interrupted run would start further back", error)
         return False
     return True
 
 
-def write_partial(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a partial under a temporary name, then rename; its folder is there."""
+def write_partial(path: Path | str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a partial under a temporary name, then rename; its folder is there. On an object store it is put there if
+    there is none of its name: whoever was first has put the same."""
+    if isinstance(path, str):
+        storage.create(path, b"".join(_blocks(arrays)))
+        return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         _write(temporary, arrays)
@@ -78,8 +86,10 @@ def write_partial(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def is_whole(path: Path) -> bool:
+def is_whole(path: Path | str) -> bool:
     """Whether a partial is there and every byte of it is what was written. A damaged one is removed."""
+    if isinstance(path, str):
+        return _is_whole_object(path)
     if not path.is_file():
         return False
     try:
@@ -98,9 +108,22 @@ def is_whole(path: Path) -> bool:
     return False
 
 
-def read_partial(path: Path) -> dict[str, NDArray[Any]]:
+def _is_whole_object(address: str) -> bool:
+    try:
+        content = storage.read(address)
+    except FileNotFoundError:
+        return False
+    own = hashlib.blake2b(content[:-_DIGEST_BYTES], digest_size=_DIGEST_BYTES).digest()
+    if own == bytes(content[-_DIGEST_BYTES:]):
+        return True
+    log.warning("%s: a damaged partial result is computed again", address)
+    storage.remove(address)
+    return False
+
+
+def read_partial(path: Path | str) -> dict[str, NDArray[Any]]:
     """Arrays of a partial that :func:`is_whole` has found sound."""
-    with path.open("rb") as file:
+    with io.BytesIO(storage.read(path)) if isinstance(path, str) else path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise KetanetError(f"{path} is no partial result; remove it ('ketanet clean')")
         header = json.loads(file.readline())
@@ -112,20 +135,28 @@ def read_partial(path: Path) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+def _blocks(arrays: Mapping[str, NDArray[Any]]) -> Iterator[bytes]:
+    """What a partial consists of: a header, the arrays, a digest of both."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     header = json.dumps([[name, a.dtype.str, list(a.shape)] for name, a in arrays.items()]).encode() + b"\n"
+    for block in (_MAGIC, header, *(np.ascontiguousarray(a).tobytes() for a in arrays.values())):
+        digest.update(block)
+        yield block
+    yield digest.digest()
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     with path.open("wb") as file:
-        for block in (_MAGIC, header, *(np.ascontiguousarray(a).tobytes() for a in arrays.values())):
+        for block in _blocks(arrays):
             file.write(block)
-            digest.update(block)
-        file.write(digest.digest())
         file.flush()
         os.fsync(file.fileno())
 
 
-def partials_beside(store: str | os.PathLike[str]) -> Path:
-    """Folder for the partials of a store that is being made."""
+def partials_beside(store: str | os.PathLike[str]) -> Path | str:
+    """Folder for the partials of a store that is being made; on an object store, the address they lie below."""
+    if storage.is_remote(store):
+        return f"{storage.address_of(store)}.{FOLDER}"
     path = Path(store)
     return path.with_name(f"{path.name}.{FOLDER}")
 
@@ -133,9 +164,8 @@ def partials_beside(store: str | os.PathLike[str]) -> Path:
 def unfinished(path: str | os.PathLike[str]) -> list[Path]:
     """What :func:`clean` would remove; raises as it does."""
     target = Path(path)
-    beside = [partials_beside(target)] + [
-        target.with_name(n) for n in (f"{target.name}.partial", f".{target.name}.partial")
-    ]
+    names = (f"{target.name}.{FOLDER}", f"{target.name}.partial", f".{target.name}.partial")
+    beside = [target.with_name(name) for name in names]
     made_here = (target / "provenance.json").is_file()
     inside = [target / FOLDER, *target.glob("*.partial"), *target.glob(".*.partial")] if made_here else []
     found = [p for p in (*beside, *inside) if p.exists()]

@@ -215,6 +215,16 @@ def replace(address: str, data: bytes, tag: str | None) -> bool:
     return True
 
 
+def join(folder: Path | str, name: str) -> Path | str:
+    """Something in a folder: a path, or the address of an object below an address."""
+    return folder / name if isinstance(folder, Path) else f"{folder}/{name}"
+
+
+def place_of(path: str | os.PathLike[str]) -> Path | str:
+    """An absolute path, or the address of something on an object store."""
+    return address_of(path) if is_remote(path) else Path(path).absolute()
+
+
 def exists(address: str) -> bool:
     """Whether there is an object of this address (not: below it); of few bytes, because they are read."""
     try:
@@ -264,6 +274,18 @@ def is_empty(address: str) -> bool:
     """Whether there is no object below an address."""
     client, key = _open(address)
     return next(_entries(client, key), None) is None
+
+
+def move_below(source: str, target: str, last: str) -> None:
+    """Put every object below an address below another one of its bucket, replacing what is there; the one named `last`
+    comes last, so that who looks for it meets all or nothing."""
+    if exists(f"{target}/{last}"):
+        remove(f"{target}/{last}")
+    remove_below(target)
+    names = sorted(listed(source), key=lambda name: name == last)
+    for name in names:
+        copy(f"{source}/{name}", f"{target}/{name}")
+    remove_below(source)
 
 
 @_request

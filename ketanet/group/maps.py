@@ -15,7 +15,7 @@ import xarray as xr
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 
-from ketanet import spec
+from ketanet import spec, storage
 from ketanet.connectivity import check_pair, moments, row_bytes
 from ketanet.errors import InputError
 from ketanet.grid import grid_from_attrs
@@ -108,9 +108,9 @@ def one_sample(
     seed : int
         Of the sign flips, which are the same for every seed of connectivity.
     partials : path, optional
-        Folder for partial results: a computation that was interrupted, built again, continues from them. Also for
-        scratch files of ``fwe_max``, which else go to the folder for temporary files; workers on several machines must
-        share it.
+        Folder, or address on an object store, for partial results: a computation that was interrupted, built again,
+        continues from them. A folder is also for scratch files of ``fwe_max``, which else go to the folder for
+        temporary files; workers on several machines must share it.
 
     Returns
     -------
@@ -154,10 +154,14 @@ def one_sample(
         check_flips(people, n_flips, seed, tail, alpha, covariates)
     grid = grid_from_attrs(cohort.attrs["grid"])
     voxels = np.flatnonzero(_inside(mask, grid))
-    folder = None if partials is None else Path(partials).absolute()
+    folder = None if partials is None else storage.place_of(partials)
     basis = None if design is None else design.basis
     root = moments(cohort, seeds, voxels=voxels, signal=signal, partials=folder, columns=basis)
-    flipped = sign_flip_p(cohort, seeds, voxels, signal, tail, n_flips, seed, folder) if by_flips else None
+    flipped = (
+        sign_flip_p(cohort, seeds, voxels, signal, tail, n_flips, seed, folder if isinstance(folder, Path) else None)
+        if by_flips
+        else None
+    )
     how = _Block(voxels, grid.n_voxels, people, tail, correction, alpha)
     dtypes = _DTYPES if design is None else _WITH_COVARIATES
     variables = _lazy_maps(root, flipped, seeds.sizes["seed"], how, dtypes)
