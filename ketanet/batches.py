@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ketanet import spec
 from ketanet.cohort import StoredRows
-from ketanet.compute import available_cores, one_blas_thread
+from ketanet.compute import wide_window, one_blas_thread
 from ketanet.connectivity import GROUP, pass_key, source_of
 from ketanet.errors import InputError
 from ketanet.files import disk_errors
@@ -101,7 +101,7 @@ def many_seeds(
     source = source_of(cohort)
     columns = _columns(StoredRows(*source), targets)
     step = batch or seeds_per_batch(max(len(own) for _, own in columns))
-    window = available_cores()
+    window = wide_window()
     starts = range(0, weights.shape[0], step)
     for first in range(0, len(starts), window):
         some = [weights[start : start + step] for start in starts[first : first + window]]

@@ -9,12 +9,15 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import reduce
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import dask
+import dask.array as da
+import numpy as np
 import xarray as xr
 import zarr
 from dask.delayed import Delayed
@@ -390,13 +393,53 @@ def save_all(datasets: Mapping[str | os.PathLike[str], xr.Dataset]) -> list[xr.D
             stack.enter_context(new_folder(place) if isinstance(place, Path) else _new_objects(place))
             for place in places
         ]
+        whole = [_storable(dataset) for dataset in datasets.values()]
         writes = [
-            _storable(dataset).to_zarr(target, mode="w", zarr_format=3, consolidated=False, compute=False)
-            for dataset, target in zip(datasets.values(), targets, strict=True)
+            dataset.to_zarr(target, mode="w", zarr_format=3, consolidated=False, compute=False)
+            for dataset, target in zip(whole, targets, strict=True)
         ]
         with PassProgress():
-            dask.compute(*writes)
+            if _written_here.get() and not workers_share_disk():
+                _write_here(whole, targets)
+            else:
+                dask.compute(*writes)
     return [open_results(place) for place in places]
+
+
+_written_here: ContextVar[bool] = ContextVar("written_here", default=False)
+
+
+@contextmanager
+def written_here() -> Iterator[None]:
+    """Stores that are saved meanwhile are written by this process, not by workers that do not see its disk."""
+    token = _written_here.set(True)
+    try:
+        yield
+    finally:
+        _written_here.reset(token)
+
+
+def workers_share_disk() -> bool:
+    """Whether what computes is this machine."""
+    try:
+        from distributed import LocalCluster, default_client
+
+        return isinstance(default_client().cluster, LocalCluster)
+    except (ImportError, ValueError):  # no client: threads
+        return True
+
+
+def _write_here(datasets: Sequence[xr.Dataset], targets: Sequence[Any]) -> None:
+    """Compute on the workers, fetch block by block, and write into stores whose arrays are there."""
+    for dataset, target in zip(dask.persist(*datasets), targets, strict=True):
+        store = zarr.open_group(target, mode="r+")
+        for name, values in dataset.data_vars.items():
+            if not isinstance(values.data, da.Array):
+                continue
+            edges = [np.cumsum([0, *sizes]) for sizes in values.data.chunks]
+            for index in np.ndindex(values.data.numblocks):
+                region = tuple(slice(int(e[i]), int(e[i + 1])) for e, i in zip(edges, index, strict=True))
+                store[str(name)][region] = values.data.blocks[index].compute()
 
 
 @contextmanager

@@ -177,14 +177,27 @@ class Kubernetes(_Jobs):
     """What starts the workers."""
     name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$")] = "ketanet"
     """Name of the Dask cluster."""
-    namespace: str = "default"
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = "default"
     """Namespace of its pods."""
+    operator_namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = "dask-operator"
+    """Namespace of the Dask operator, which the network policy lets in: it adds and removes workers."""
     image: str
-    """Container image; ``cluster/Dockerfile`` makes one."""
+    """Container image with its tag or digest; ``cluster/Dockerfile`` makes one."""
     spot: bool = False
     """Whether workers may run on nodes that are taken away at any time."""
-    secret: str | None = None
+    secret: Annotated[str, Field(pattern=r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$")] | None = None
     """Secret with the credentials of the object store, as environment variables."""
+    idle_seconds: Annotated[int, Field(ge=60)] = 3600
+    """The cluster is deleted once it had nothing to do for so long: what a run that died leaves costs no more."""
+
+    @model_validator(mode="after")
+    def _one_version(self) -> Kubernetes:
+        tag = self.image.rpartition("/")[2].partition(":")[2]
+        if "@sha256:" not in self.image and tag in ("", "latest"):
+            raise ValueError(
+                f"image {self.image!r} may be another one tomorrow; add its tag (not latest) or its @sha256: digest"
+            )
+        return self
 
 
 Cluster = Processes | Address | Slurm | Kubernetes

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ketanet import spec
 from ketanet.batches import SMALL_GRID, many_seeds, seeds_per_batch
-from ketanet.compute import available_cores
+from ketanet.compute import wide_window
 from ketanet.connectivity import check_pair
 from ketanet.degree import degree_map
 from ketanet.errors import InputError
@@ -194,7 +194,7 @@ def _drawn(
 ) -> Iterator[NDArray[np.uint16]]:
     """Counts (draw, direction, target) of batches of draws, as many at a time as there are cores."""
     each = null_batch(draws.n_contrasts, len(voxels))
-    ahead = each * available_cores()
+    ahead = each * wide_window()
     for start in range(0, n, ahead):
         weights = draws.weights(range(start, min(start + ahead, n)))
         for found in many_seeds(

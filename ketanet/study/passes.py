@@ -15,7 +15,6 @@ import xarray as xr
 from ketanet import spec
 from ketanet.compute import open_results, save_all
 from ketanet.group import SEEDS_PER_BLOCK, one_sample, threshold
-from ketanet.partials import FOLDER as PARTIALS
 from ketanet.seeds import seeds_table
 from ketanet.seeds.stack import stack_seeds
 from ketanet.study.inputs import MAIN, Inputs
@@ -25,7 +24,7 @@ from ketanet.study.settings import Study
 _STORES = "group_*.zarr"
 
 
-def group_stage(inputs: Inputs, folder: Path, ledger: Ledger) -> str:
+def group_stage(inputs: Inputs, folder: Path, ledger: Ledger, partials: Path | str) -> str:
     """Group maps of all cohorts and variants, those of one seed signal in one pass; with new test settings alone, from
     the stored t. Returns the key of what was made."""
     test = test_settings(inputs.study)
@@ -42,7 +41,7 @@ def group_stage(inputs: Inputs, folder: Path, ledger: Ledger) -> str:
         else:
             for stale in set(folder.glob(_STORES)) - set(paths.values()):
                 shutil.rmtree(stale)
-            whole = passes(inputs, folder / PARTIALS)
+            whole = passes(inputs, partials)
             save_all({paths[name]: maps for name, maps in _by_variant(whole, inputs).items()})
     return key
 
@@ -73,7 +72,7 @@ def pass_facts(inputs: Inputs) -> dict[str, Any]:
     return facts
 
 
-def passes(inputs: Inputs, partials: Path | None) -> dict[tuple[str, str], xr.Dataset]:
+def passes(inputs: Inputs, partials: Path | str | None) -> dict[tuple[str, str], xr.Dataset]:
     """Lazy group maps by cohort and seed signal, of the seeds of all variants one after another."""
     study = inputs.study
     found = {}

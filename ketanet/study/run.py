@@ -16,16 +16,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ketanet import __version__, labelling, spec
+from ketanet import __version__, labelling, spec, storage
 from ketanet.cohort.quality import MEASURES
-from ketanet.compute import open_results, save
+from ketanet.compute import open_results, save, workers_share_disk, written_here
 from ketanet.connectivity import seed_maps
+from ketanet.errors import InputError
 from ketanet.files import disk_errors, write_table, write_text
 from ketanet.grid import grid_from_attrs
 from ketanet.inference import robustness_table
 from ketanet.kernels.moments import SEED_BLOCK
 from ketanet.lock import locked
 from ketanet.networks import overlap
+from ketanet.partials import FOLDER as PARTIALS
 from ketanet.planning import Plan, calibrate, plan
 from ketanet.report import write_report
 from ketanet.seeds import coordinates_table, seeds_table
@@ -36,6 +38,7 @@ from ketanet.study.inputs import MAIN, Inputs, open_inputs, refuse_inputs_inside
 from ketanet.study.ledger import Ledger, claim, digest, is_due
 from ketanet.study.outputs import CONTENTS, canonical_labels, write_maps
 from ketanet.study.passes import group_paths, group_stage, pass_facts, passes, seeds_digest
+from ketanet.study.remote import mirrored
 from ketanet.study.settings import load_study
 
 log = logging.getLogger("ketanet")
@@ -52,7 +55,7 @@ def run_study(
     workers: int | None = None,
     memory_limit: int | None = None,
     null: Mapping[str, Any] | None = None,
-) -> Path:
+) -> Path | str:
     """Run a study file through all stages; run again, only what is missing or has changed is done.
 
     Parameters
@@ -60,7 +63,7 @@ def run_study(
     path : path
         ``study.toml``.
     out : path
-        Folder for the results.
+        Folder for the results, or an address on an object store: they are then made in a temporary folder and go there.
     force : bool
         Use a folder that holds another study's results; they are removed.
     skip_bad : bool
@@ -75,8 +78,8 @@ def run_study(
 
     Returns
     -------
-    Path
-        The results folder, with ``report.html``, ``maps/``, ``tables/`` and the stores.
+    Path or str
+        The results folder (or its address), with ``report.html``, ``maps/``, ``tables/`` and the stores.
 
     Raises
     ------
@@ -88,24 +91,57 @@ def run_study(
         study = study.with_null(null)
     inputs = open_inputs(study)
     check_evidence(inputs)
-    folder = Path(out)
-    refuse_inputs_inside(study, Path(path), folder)
     if skip_bad:
         inputs = inputs.without_damaged()
+    if not storage.is_remote(out):
+        refuse_inputs_inside(study, Path(path), Path(out))
+        _run_in(Path(out), inputs, Path(path), force, workers, memory_limit, Path(out).absolute() / PARTIALS)
+        return Path(out)
+    address = storage.address_of(out)
+    _require_no_scratch(inputs)
+    with locked(address), mirrored(address) as folder, written_here():
+        _run_in(folder, inputs, Path(path), force, workers, memory_limit, f"{address}/{PARTIALS}")
+    return address
+
+
+def _run_in(
+    folder: Path,
+    inputs: Inputs,
+    source: Path,
+    force: bool,
+    workers: int | None,
+    memory_limit: int | None,
+    partials: Path | str,
+) -> None:
     if not Ledger(folder).is_done(
         "pass", digest(pass_facts(inputs)), [p.name for p in group_paths(inputs, folder).values()]
     ):
         plan(list(passes(inputs, None).values()), draws=draws_sizes(inputs), workers=workers).require(memory_limit)
     description = {
-        "Name": study.name,
+        "Name": inputs.study.name,
         "BIDSVersion": "1.10.0",
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "ketanet", "Version": __version__}],
     }
     with locked(folder), disk_errors(folder):
-        claim(folder, study.name, description, CONTENTS, force=force)
-        _run(inputs, folder, Path(path))
-    return folder
+        claim(folder, inputs.study.name, description, CONTENTS, force=force)
+        _run(inputs, folder, source, partials)
+
+
+def _require_no_scratch(inputs: Inputs) -> None:
+    """Refuse what workers elsewhere would need a common disk for, when results go to an object store."""
+    study = inputs.study
+    asked = {
+        "[null]": study.null is not None,
+        "people in [robustness]": bool(study.robustness.people),
+        'correction = "fwe_max"': study.group.correction == "fwe_max",
+    }
+    needs = [name for name, is_asked in asked.items() if is_asked]
+    if needs and not workers_share_disk():
+        raise InputError(
+            f"{', '.join(needs)} need scratch files that all workers see; let results go to a shared folder, or run "
+            "without --cluster"
+        )
 
 
 def plan_study(path: str | os.PathLike[str], *, workers: int | None = None, measured: bool = True) -> Plan:
@@ -175,7 +211,7 @@ def study_summary(folder: str | os.PathLike[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _run(inputs: Inputs, folder: Path, source: Path) -> None:
+def _run(inputs: Inputs, folder: Path, source: Path, partials: Path | str) -> None:
     study, ledger = inputs.study, Ledger(folder)
     write_text(folder / "study.toml", study.to_toml())
     write_text(
@@ -185,7 +221,7 @@ def _run(inputs: Inputs, folder: Path, source: Path) -> None:
     write_table(folder / "seeds.tsv", seeds_table(inputs.main))
     write_table(folder / "coordinates.tsv", coordinates_table(inputs.main))
     ledger.record(_provenance(inputs, source) | {"complete": False})
-    group_key = group_stage(inputs, folder, ledger)
+    group_key = group_stage(inputs, folder, ledger, partials)
     maps = {name: open_results(path) for name, path in group_paths(inputs, folder).items()}
     group = maps[MAIN]
     if not inputs.grid.has_extent:
