@@ -98,19 +98,24 @@ class Plan:
         width = max(map(len, rows))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
-    def require(self, limit: int | None = None) -> None:
+    def require(self, limit: int | None = None, *, of_worker: int | None = None) -> None:
         """Refuse what would not fit.
 
         Parameters
         ----------
         limit : int, optional
             Bytes allowed; default what the machine has free (:func:`available_memory`).
+        of_worker : int, optional
+            Bytes that a task of a cluster may take; the machine's own do not matter then.
 
         Raises
         ------
         InputError
             The plan needs more; both numbers are said, and what to change.
         """
+        if of_worker is not None:
+            self._require_of_worker(of_worker)
+            return
         allowed = available_memory() if limit is None else limit
         if self.total_memory <= allowed:
             return
@@ -124,6 +129,14 @@ class Plan:
             f"{size_words(self.total_memory)} of memory are needed with {self.workers} workers "
             f"({size_words(self.task_memory)} a task), {size_words(allowed)} are allowed; {advice}"
         )
+
+    def _require_of_worker(self, allowed: int) -> None:
+        needed = self.task_memory + BASE_BYTES
+        if needed > allowed:
+            raise InputError(
+                f"a task needs {size_words(needed)} of memory, a worker of the cluster has {size_words(allowed)}; "
+                "raise 'memory' in the cluster file (or give fewer cores to a job), or map fewer contrasts at once"
+            )
 
 
 def plan(

@@ -46,14 +46,15 @@ class Ledger:
         return bool(entry.get("key") == key and entry.get("files") == self._files(outputs) and entry["files"])
 
     @contextmanager
-    def stage(self, name: str, key: str, outputs: Sequence[str]) -> Iterator[None]:
-        """Run a stage: forgotten when it begins, remembered when it ends well."""
+    def stage(self, name: str, key: str, outputs: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Run a stage: forgotten when it begins, remembered when it ends well, with the facts that the block adds."""
         self.content["stages"].pop(name, None)
         self.write()
         started = time.perf_counter()
-        yield
+        facts: dict[str, Any] = {}
+        yield facts
         seconds = round(time.perf_counter() - started, 3)
-        self.content["stages"][name] = {"key": key, "files": self._files(outputs), "seconds": seconds}
+        self.content["stages"][name] = {"key": key, "files": self._files(outputs), "seconds": seconds, **facts}
         self.write()
 
     def _files(self, outputs: Sequence[str]) -> dict[str, int]:

@@ -28,6 +28,7 @@ CONTENTS = (
     "atlas.zarr",
     "subjects_cohort-*.zarr",
     "maps",
+    "figures",
     "tables",
     "evidence",
     "draws",

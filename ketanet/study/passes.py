@@ -13,8 +13,10 @@ import numpy as np
 import xarray as xr
 
 from ketanet import spec
+from ketanet.clusters.totals import counted_totals
 from ketanet.compute import open_results, save_all
 from ketanet.group import SEEDS_PER_BLOCK, one_sample, threshold
+from ketanet.planning import plan
 from ketanet.seeds import seeds_table
 from ketanet.seeds.stack import stack_seeds
 from ketanet.study.inputs import MAIN, Inputs
@@ -35,14 +37,17 @@ def group_stage(inputs: Inputs, folder: Path, ledger: Ledger, partials: Path | s
     if not is_due(ledger, "group", key, outputs):
         return key
     reusable = ledger.is_done("pass", pass_key, outputs)
-    with ledger.stage("pass", pass_key, outputs), ledger.stage("group", key, outputs):
+    with ledger.stage("pass", pass_key, outputs) as facts, ledger.stage("group", key, outputs):
         if reusable:
             save_all({path: threshold(open_results(path), **test) for path in paths.values()})
         else:
             for stale in set(folder.glob(_STORES)) - set(paths.values()):
                 shutil.rmtree(stale)
             whole = passes(inputs, partials)
-            save_all({paths[name]: maps for name, maps in _by_variant(whole, inputs).items()})
+            size = plan(list(whole.values()))
+            with counted_totals() as totals:
+                save_all({paths[name]: maps for name, maps in _by_variant(whole, inputs).items()})
+            facts |= {"people": size.people, "bytes": size.bytes_read, **totals}
     return key
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def run_study(
     skip_bad: bool = False,
     workers: int | None = None,
     memory_limit: int | None = None,
+    worker_memory: int | None = None,
     null: Mapping[str, Any] | None = None,
 ) -> Path | str:
     """Run a study file through all stages; run again, only what is missing or has changed is done.
@@ -73,6 +74,8 @@ def run_study(
         Tasks side by side, for the memory that is needed; default: the CPU cores this process may use.
     memory_limit : int, optional
         Bytes allowed; default: what the machine has free.
+    worker_memory : int, optional
+        Bytes that a task may take on a cluster (:attr:`Connection.memory`), whose machines this one does not know.
     null : mapping, optional
         Keys of the block ``[null]`` to take instead of the file's, or where it has none.
 
@@ -93,30 +96,33 @@ def run_study(
     check_evidence(inputs)
     if skip_bad:
         inputs = inputs.without_damaged()
+    limits = _Limits(workers, memory_limit, worker_memory)
     if not storage.is_remote(out):
         refuse_inputs_inside(study, Path(path), Path(out))
-        _run_in(Path(out), inputs, Path(path), force, workers, memory_limit, Path(out).absolute() / PARTIALS)
+        _run_in(Path(out), inputs, Path(path), force, limits, Path(out).absolute() / PARTIALS)
         return Path(out)
     address = storage.address_of(out)
     _require_no_scratch(inputs)
     with locked(address), mirrored(address) as folder, written_here():
-        _run_in(folder, inputs, Path(path), force, workers, memory_limit, f"{address}/{PARTIALS}")
+        _run_in(folder, inputs, Path(path), force, limits, f"{address}/{PARTIALS}")
     return address
 
 
-def _run_in(
-    folder: Path,
-    inputs: Inputs,
-    source: Path,
-    force: bool,
-    workers: int | None,
-    memory_limit: int | None,
-    partials: Path | str,
-) -> None:
+@dataclass(frozen=True)
+class _Limits:
+    """What a run may use: tasks side by side, bytes of this machine, bytes of a task on a cluster."""
+
+    workers: int | None
+    memory: int | None
+    of_worker: int | None
+
+
+def _run_in(folder: Path, inputs: Inputs, source: Path, force: bool, limits: _Limits, partials: Path | str) -> None:
     if not Ledger(folder).is_done(
         "pass", digest(pass_facts(inputs)), [p.name for p in group_paths(inputs, folder).values()]
     ):
-        plan(list(passes(inputs, None).values()), draws=draws_sizes(inputs), workers=workers).require(memory_limit)
+        cost = plan(list(passes(inputs, None).values()), draws=draws_sizes(inputs), workers=limits.workers)
+        cost.require(limits.memory, of_worker=limits.of_worker)
     description = {
         "Name": inputs.study.name,
         "BIDSVersion": "1.10.0",
