@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test slow bench lint clean
+.PHONY: demo test slow bench docs lint clean
 
 demo: $(READY)
 	$(BIN)/ketanet demo --out demo-output
@@ -17,6 +17,9 @@ slow: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+docs: $(READY)
+	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build/html
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -24,7 +27,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv demo-output build dist
+	rm -rf .venv demo-output build dist docs/_build docs/reference/generated
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("ketanet needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'

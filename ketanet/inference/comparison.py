@@ -101,7 +101,7 @@ def correlation_test(
     Returns
     -------
     CorrelationTest
-        p = (1 + #{|r| of a surrogate >= |r|}) / (1 + n); r and p are NaN where a map does not vary.
+        ``p = (1 + #{|r| of a surrogate >= |r|}) / (1 + n)``; r and p are NaN where a map does not vary.
 
     Raises
     ------
