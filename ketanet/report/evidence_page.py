@@ -71,6 +71,7 @@ def _location(results: Results, planes: Sequence[Slice]) -> Block:
         "numbers are in the tables below.",
         "Sizes of the networks that draws of places give (grey), and the size found (line).",
         wide=True,
+        name="null-distributions",
     )
     return Block(
         "Other places",
@@ -154,6 +155,7 @@ def _location_maps(results: Results, planes: Sequence[Slice], network: Network) 
         "that these give.",
         f"{network.title}: what survives, and what chance gives.",
         wide=True,
+        name=f"surviving-{network.title}",
     )
 
 
@@ -178,6 +180,7 @@ def _direction(results: Results, planes: Sequence[Slice]) -> Block:
             "of it survives.",
             f"Cohort {cohort}: probability of {first} minus that of {second}; below, what survives family-wise at .05.",
             wide=True,
+            name=f"directions-{cohort}",
         )
         for cohort, own in rows.items()
         if own and planes
@@ -245,6 +248,7 @@ def _specificity(results: Results, planes: Sequence[Slice], null: str) -> Block:
                 f"Cohort {cohort}: {scale}; above zero the studied condition has more. Below each, what survives "
                 "family-wise at .05.",
                 wide=True,
+                name=f"against-{name}-{cohort}",
             )
         )
     text = (
@@ -305,6 +309,7 @@ def _degree(results: Results, planes: Sequence[Slice], control: xr.Dataset) -> B
         f"Probability against degree, a point for each {results.element} (spread a little up and down), and the "
         "line of least squares.",
         wide=True,
+        name="degree-scatter",
     )
     figures = [scatter]
     if planes:
@@ -328,6 +333,7 @@ def _degree_maps(results: Results, planes: Sequence[Slice], degree: xr.Dataset, 
         f"Brain slices of the degree in {listed(results.cohorts)}.",
         f"Degree: {what} with {degree.attrs['partners']:,} places.",
         wide=True,
+        name="degree",
     )
 
 
@@ -342,6 +348,7 @@ def _partial_maps(results: Results, planes: Sequence[Slice], cohort: str) -> Fig
         f"Brain slices of the probability with degree regressed out in cohort {cohort}.",
         f"Cohort {cohort}: probability with degree regressed out, its mean kept.",
         wide=True,
+        name=f"without-degree-{cohort}",
     )
 
 

@@ -61,7 +61,7 @@ def png(figure: Any) -> Image:
     return image
 
 
-def write_print(image: Image, folder: Path, name: str) -> list[Path]:
+def write_print(image: Image, folder: Path, name: str) -> None:
     """Write ``<name>.png`` (300 dpi) and ``<name>.svg``, whose text is text; the same drawing gives the same bytes."""
     from matplotlib import rc_context
 
@@ -70,7 +70,6 @@ def write_print(image: Image, folder: Path, name: str) -> list[Path]:
         image.drawing.savefig(paths[0], dpi=PRINT_DPI, facecolor="white")
         # the resolution of what is painted rather than drawn
         image.drawing.savefig(paths[1], dpi=PRINT_DPI, facecolor="white", metadata={"Date": None})
-    return paths
 
 
 def sheet(width_mm: float, height_mm: float) -> Any:

@@ -33,9 +33,13 @@ from ketanet.report.tables import (
     stages_table,
     variants_of,
 )
+from ketanet.report.viewer import viewer_of
 from ketanet.report.words import count, fixed, listed
 
 __all__ = ["Figure", "render", "write_report"]
+
+MOST_BYTES = 14_500_000
+"""Of a report; it must pass through an e-mail. The viewer fills what the rest leaves."""
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
@@ -49,7 +53,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     Returns
     -------
     pathlib.Path
-        The report, one file without scripts, that loads nothing.
+        The report, one file that loads nothing; its scripts are those of the viewer.
 
     Raises
     ------
@@ -60,7 +64,9 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     """
     results = load_results(folder)
     path = results.folder / "report.html"
-    write_text(path, render("report.html.j2", _content(results)))
+    content = _content(results) | {"viewer": None}
+    room = MOST_BYTES - len(render("report.html.j2", content).encode("utf-8"))
+    write_text(path, render("report.html.j2", content | {"viewer": viewer_of(results, room=room)}))
     return path
 
 

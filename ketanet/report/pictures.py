@@ -10,6 +10,7 @@ import numpy as np
 
 from ketanet.errors import InputError
 from ketanet.files import disk_errors
+from ketanet.report.figures import Image
 from ketanet.report.results import Network, Results, load_results
 from ketanet.report.slices import Row, Slice, choose_slices, draw, picture_words
 from ketanet.report.words import count, share
@@ -17,7 +18,7 @@ from ketanet.report.words import count, share
 SCALE = "share of the contrasts"
 
 
-def network_rows(results: Results, planes: Sequence[Slice], network: Network) -> bytes:
+def network_rows(results: Results, planes: Sequence[Slice], network: Network) -> Image:
     """PNG of one network: its probability map above, the network below."""
     rows = [
         Row(f"Probability map: share of the contrasts that cover a {results.element}", network.probability),

@@ -42,6 +42,7 @@ def leave_one_out_strip(results: Results) -> Figure | None:
         "Strip chart of the Dice coefficient of each network with that without each source study; the numbers are in "
         "the tables below.",
         "Each point is the network without one source study; the lowest is named, the line is the median.",
+        name="leave-one-study-out",
     )
 
 
@@ -79,6 +80,7 @@ def _bootstrap(results: Results, planes: Sequence[Slice], bootstrap: xr.Dataset)
                 f"{listed(directions)} in cohort {cohort}.",
                 f"Share of {n:,} samples of source studies in whose network a {results.element} lies, cohort {cohort}.",
                 wide=True,
+                name="bootstrap-maps",
             )
         )
     names = [str(c) for c in bootstrap["canonical"].values]
@@ -98,6 +100,7 @@ def _bootstrap(results: Results, planes: Sequence[Slice], bootstrap: xr.Dataset)
             "Chart of the share of each canonical network that the network covers, with its bootstrap band; the "
             "numbers are in the table below.",
             f"Shares of the canonical networks (points) and the middle 95 % of the samples (lines){only}.",
+            name="bootstrap-shares",
         )
     )
     text = (
@@ -169,6 +172,7 @@ def _curve_figure(curves: Sequence[Curve], what: str, label: str) -> Figure:
         draw_curves(curves, label, STABLE_DICE),
         f"Curves of Dice with the network of all over the number of {what}, medians: {numbers}.",
         f"Fewer {what}: median Dice (line) and quartiles (band); dashed, {STABLE_DICE:g}.",
+        name=f"fewer-{what}",
     )
 
 
@@ -217,6 +221,7 @@ def replication_block(results: Results) -> Block | None:
                 "Strip chart of the Dice coefficient of each contrast's map in a further cohort with that in the "
                 "first; the numbers are in the table below.",
                 "Each point is a contrast; the lowest is named, the line is the median.",
+                name="contrasts-in-other-people",
             )
         )
     text = (

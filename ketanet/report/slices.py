@@ -27,11 +27,13 @@ _AXIAL_CUTS = 6
 _SAGITTAL_QUANTILES = (0.5, 0.85)  # the midline of a bilateral network, and well into its right half
 _MIDLINE_MM = 3
 _MARGIN_MM = 3
-_GAP = 6
-_HEAD = 30  # pixels above each row of slices, for its title
-_FOOT = 26  # pixels below the last row, for the positions
-_SCALE_WIDTH = 92  # pixels on the right, for the colour scale
-_SIGN_WIDTH = 22  # more of them for numbers longer than 0.2
+_GAP = 4
+_HEAD = 34  # pixels above each row of slices, for its title
+_FOOT = 32  # pixels below the last row, for the positions
+_SCALE_WIDTH = 112  # pixels on the right, for the colour scale
+_SIGN_WIDTH = 32  # more of them for numbers longer than 0.2
+_TEXT = 7.5  # points
+_PER_INCH = 200  # pixels: eight slices with their scale are 180 mm wide, two columns of a journal
 FADED: Final = 0.35
 """Strength of a colour outside a network."""
 
@@ -160,7 +162,7 @@ def cut(grid: Grid, axis: int, at: float) -> Slice:
     at : float
         Position in mm.
     """
-    brain, affine, low, high = _template()
+    brain, affine, low, high = template()
     across, up = _HORIZONTAL[axis], _VERTICAL[axis]
     shape = (int(high[across] - low[across]) + 1, int(high[up] - low[up]) + 1, 1)
     plane = np.zeros((4, 4))
@@ -176,7 +178,7 @@ def cut(grid: Grid, axis: int, at: float) -> Slice:
 
 
 @cache
-def _template() -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def template() -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Brain of the MNI152 template at 1 mm (0-1), its affine, and the corners in mm of the box around the brain."""
     from nilearn.datasets import load_mni152_template
 
@@ -223,7 +225,7 @@ def draw(
     mark: float | None,
     zoom: int = 1,
     colours: Colours = SHARES,
-) -> bytes:
+) -> Image:
     """Draw maps as rows of slices with one colour scale.
 
     Parameters
@@ -241,8 +243,7 @@ def draw(
 
     Returns
     -------
-    bytes
-        A PNG image.
+    Image
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -252,13 +253,13 @@ def draw(
     room = _SCALE_WIDTH + (0 if colours == SHARES else _SIGN_WIDTH)
     width = sum(p.brain.shape[1] + _GAP for p in planes) + room
     canvas = np.ones((height, width, 3), np.float32)
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100 * zoom)
+    figure = Figure(figsize=(width / _PER_INCH, height / _PER_INCH), dpi=_PER_INCH * zoom)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for number, row in enumerate(rows):
         top = number * (_HEAD + row_height) + _HEAD
-        axes.text(4, top - 9, row.title, fontsize=12, fontweight="bold", color="black")
+        axes.text(4, top - 10, row.title, fontsize=_TEXT, fontweight="bold", color="black")
         left = 0
         for plane in planes:
             tile = paint(plane, row, colours)
@@ -267,18 +268,23 @@ def draw(
             _sides(axes, plane, left, start)
             if number == len(rows) - 1:
                 middle = left + tile.shape[1] / 2
-                axes.text(middle, height - 8, plane.label, fontsize=11, ha="center", color="black")
+                axes.text(middle, height - 10, plane.label, fontsize=_TEXT, ha="center", color="black")
             left += tile.shape[1] + _GAP
     axes.imshow(np.repeat(np.repeat(canvas, zoom, 0), zoom, 1), extent=(0, width, height, 0), interpolation="nearest")
     _colour_scale(figure, (width, height), width - room + _GAP * 2, scale, mark, colours)
     return png(figure)
 
 
+def side_letters(plane: Slice) -> str:
+    """What is on the left and on the right of a plane: left and right, or back and front."""
+    return "LR" if plane.axis == _AXIAL else "PA"
+
+
 def _sides(axes: Any, plane: Slice, left: int, top: int) -> None:
-    """Mark the sides of a plane: left and right, or back and front."""
+    """Mark the sides of a plane."""
     columns = plane.brain.shape[1]
-    for text, x in zip("LR" if plane.axis == _AXIAL else "PA", (left + 8, left + columns - 8), strict=True):
-        axes.text(x, top + 12, text, fontsize=10, ha="center", va="center", color="0.25")
+    for text, x in zip(side_letters(plane), (left + 8, left + columns - 8), strict=True):
+        axes.text(x, top + 12, text, fontsize=_TEXT, ha="center", va="center", color="0.25")
 
 
 def _colour_scale(
@@ -294,9 +300,12 @@ def _colour_scale(
     scale = figure.colorbar(ScalarMappable(Normalize(colours.low, colours.high), colours.map), cax=bar, ticks=ticks)
     if colours != SHARES:
         scale.ax.yaxis.set_major_formatter("{x:.3g}")
-    scale.ax.tick_params(labelsize=10)
-    scale.set_label(name, fontsize=10)
+    scale.ax.tick_params(labelsize=_TEXT, width=0.4, length=2, pad=2)
+    scale.outline.set_linewidth(0.4)
+    scale.set_label(name, fontsize=_TEXT, labelpad=4)
     if mark is not None:
-        bar.plot([0, 1], [mark, mark], color="white", linewidth=3, transform=bar.get_yaxis_transform())
-        bar.plot([0, 1], [mark, mark], color="black", linewidth=1.4, transform=bar.get_yaxis_transform())
+        bar.plot([0, 1], [mark, mark], color="white", linewidth=1.5, transform=bar.get_yaxis_transform())
+        bar.plot([0, 1], [mark, mark], color="black", linewidth=0.7, transform=bar.get_yaxis_transform())
 
+
+_template = template

@@ -29,6 +29,7 @@ _FSAVERAGE_TO_MNI: Final = np.array(
 coordinate systems gives it)."""
 
 _DEPTHS: Final = (0.1, 0.3, 0.5, 0.7, 0.9)  # from white matter to pia
+_THINNEST_MM = 1.0  # of cortex; the medial wall is thinner
 _REACH_MM = 6.0  # from a vertex to the nearest grayordinate of a grid
 _GYRUS, _SULCUS = 0.86, 0.66  # greys
 _SHADE = 0.3  # how much darker a triangle is that is seen from the side
@@ -80,7 +81,7 @@ def hemisphere(side: str) -> Hemisphere:
     faces = np.asarray(meshes["inflated"].parts[side].faces, np.int64)
     layers = np.stack([white + depth * (pial - white) for depth in _DEPTHS])
     layers = layers @ _FSAVERAGE_TO_MNI[:, :3].T + _FSAVERAGE_TO_MNI[:, 3]
-    return Hemisphere(side, layers, inflated, faces, *_edges(faces), sulcal > 0, thickness > 0)
+    return Hemisphere(side, layers, inflated, faces, *_edges(faces), sulcal > 0, thickness >= _THINNEST_MM)
 
 
 def _edges(faces: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -205,15 +206,13 @@ def draw_view(axes: Any, shown: SurfaceMap, view: str) -> None:
     triangles = seen.points[shown.hemi.faces[seen.faces]]
     # tens of thousands of triangles are an image in a drawing, too
     colours = face_colours(shown, seen)
-    axes.add_collection(
-        PolyCollection(triangles, facecolors=colours, edgecolors=colours, linewidths=0.3, rasterized=True)
-    )
+    painted = PolyCollection(list(triangles), facecolors=colours, edgecolors=colours, linewidths=0.3, rasterized=True)
+    axes.add_collection(painted, autolim=False)
     first, second = _inside_faces(shown)[shown.hemi.sides_of_edge].T
     visible = seen.seen[shown.hemi.sides_of_edge].all(axis=1)
     border = shown.hemi.edges[(first != second) & visible]
-    axes.add_collection(
-        LineCollection(seen.points[border], colors="black", linewidths=0.6, capstyle="round", rasterized=True)
-    )
+    line = LineCollection(seen.points[border], colors="black", linewidths=0.6, capstyle="round", rasterized=True)
+    axes.add_collection(line, autolim=False)
     axes.set_xlim(seen.points[:, 0].min() - 2, seen.points[:, 0].max() + 2)
     axes.set_ylim(seen.points[:, 1].min() - 2, seen.points[:, 1].max() + 2)
     axes.set_aspect("equal")
