@@ -114,6 +114,8 @@ def security_of(tls: Tls | None) -> Any:
 
 def patience() -> Setting:
     """Dask settings for clusters whose workers come and go."""
+    import distributed  # noqa: F401  (its defaults must be there before: what is set is taken back by name)
+
     return Setting(
         **{
             "distributed.deploy.lost-worker-timeout": f"{compute.LOST_WORKER_SECONDS} s",

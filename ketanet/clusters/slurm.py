@@ -41,10 +41,11 @@ def start_slurm(cluster: Slurm, source: str) -> Connection:
     InputError
         SLURM or dask-jobqueue is not installed, or SLURM refuses such jobs; its own words are said.
     """
-    made = _jobqueue(cluster, source)
-    require_accepted(made.job_script(), source)
-    settings = patience()
+    settings = patience()  # the scheduler reads them when it is made
+    made = None
     try:
+        made = _jobqueue(cluster, source)
+        require_accepted(made.job_script(), source)
         if cluster.adaptive is not None:
             made.adapt(minimum_jobs=cluster.adaptive.minimum, maximum_jobs=cluster.adaptive.maximum)
         else:
@@ -53,7 +54,8 @@ def start_slurm(cluster: Slurm, source: str) -> Connection:
 
         client = Client(made)
     except BaseException:
-        made.close()
+        if made is not None:
+            made.close()
         settings.close()
         raise
     warn_unencrypted(made.scheduler_address)

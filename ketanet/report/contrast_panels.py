@@ -71,7 +71,8 @@ def contrast_panels(
         return None
     shown = _two(planes)
     chosen = _first(results, most)
-    own = results.group[["t", "significant"]].sel(cohort=cohort).isel(seed=chosen).compute()
+    names = results.seeds["seed"].iloc[chosen].tolist()
+    own = results.group[["t", "significant"]].sel(cohort=cohort, seed=names).compute()
     t, significant = own["t"].values, own["significant"].values
     colours = _colours(t, significant)
     items = []

@@ -50,6 +50,7 @@ def dice_matrix(results: Results, cohort: str) -> Figure | None:
         networks.append(found)
     if len(names) < 2:
         return None
+    only = f" (the first {_MOST} of {len(names)})" if len(names) > _MOST else ""
     names, networks = names[:_MOST], networks[:_MOST]
     matrices = [
         Matrix(axis_text(direction), _dice(np.stack([found[direction] for found in networks]), results.grid.painted))
@@ -60,7 +61,7 @@ def dice_matrix(results: Results, cohort: str) -> Figure | None:
         for d, m in zip(results.directions, matrices, strict=True)
         if np.isfinite(m.values[0]).any()
     ]
-    caption = f"Dice of the networks of {len(names)} ways to analyse cohort {cohort}, with each other."
+    caption = f"Dice of the networks of {len(names)} ways{only} to analyse cohort {cohort}, with each other."
     alt = f"Matrices of Dice coefficients between {', '.join(names)}, cohort {cohort}; {'; '.join(lowest)}."
     return Figure(draw_matrices(matrices, names), alt, caption, True, f"dice-matrix-{cohort}")
 

@@ -203,10 +203,10 @@ def draw_view(axes: Any, shown: SurfaceMap, view: str) -> None:
     from matplotlib.collections import LineCollection, PolyCollection
 
     seen = look(shown.hemi, view)
-    triangles = seen.points[shown.hemi.faces[seen.faces]]
+    triangles: Any = seen.points[shown.hemi.faces[seen.faces]]
     # tens of thousands of triangles are an image in a drawing, too
     colours = face_colours(shown, seen)
-    painted = PolyCollection(list(triangles), facecolors=colours, edgecolors=colours, linewidths=0.3, rasterized=True)
+    painted = PolyCollection(triangles, facecolors=colours, edgecolors=colours, linewidths=0.3, rasterized=True)
     axes.add_collection(painted, autolim=False)
     first, second = _inside_faces(shown)[shown.hemi.sides_of_edge].T
     visible = seen.seen[shown.hemi.sides_of_edge].all(axis=1)
