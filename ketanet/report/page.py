@@ -10,15 +10,20 @@ from typing import Any
 
 from ketanet import __version__
 from ketanet.files import write_text
-from ketanet.report.charts import FEWEST_ON_POLAR, MOST_ON_POLAR, draw_bars, draw_polar, share_limit
+from ketanet.report.answer import answer_figure
+from ketanet.report.contrast_panels import contrast_panels
 from ketanet.report.departures import data_differences, departures
 from ketanet.report.evidence_page import evidence_content
 from ketanet.report.figures import Figure
+from ketanet.report.glass import glass_brain
+from ketanet.report.matrix import dice_matrix
 from ketanet.report.methods import methods_text
 from ketanet.report.pictures import network_rows
+from ketanet.report.pipeline_figure import pipeline_figure
 from ketanet.report.references import SPECIFICITY, bibtex, references
 from ketanet.report.results import Network, Results, load_results
-from ketanet.report.robustness_page import MOST_BARS, leave_one_out_strip, replication_block, robustness_blocks
+from ketanet.report.robustness_page import leave_one_out_strip, replication_block, robustness_blocks
+from ketanet.report.shares import share_figures
 from ketanet.report.slices import Slice, choose_slices, picture_words
 from ketanet.report.summary import coordinates_words, key_numbers, sentence, tiles, warnings_of
 from ketanet.report.tables import (
@@ -93,9 +98,11 @@ def _content(results: Results) -> dict[str, Any]:
         "sentence": sentence(results),
         "warnings": warnings_of(results),
         "tiles": tiles(results),
-        "answer": None,
-        "glass": None,
-        "panels": None,
+        "answer": answer_figure(results, planes),
+        "glass": glass_brain(results),
+        "panels": contrast_panels(results, results.cohorts[0], planes),
+        "pipeline": pipeline_figure(results),
+        "matrix": dice_matrix(results, results.cohorts[0]),
         "coordinates": coordinates_words(results),
         "cohorts": cohorts_table(results),
         "stages": stages_table(results),
@@ -110,7 +117,7 @@ def _content(results: Results) -> dict[str, Any]:
         "element": results.element,
         "maps": _maps(results, planes),
         "shares": shares_table(results),
-        "share_figures": [_share_figures(results, cohort) for cohort in results.cohorts],
+        "share_figures": [share_figures(results, cohort) for cohort in results.cohorts],
         "clusters": clusters,
         "main_cohort": results.cohorts[0],
         "part": results.part,
@@ -172,24 +179,3 @@ def _map_figure(results: Results, planes: Sequence[Slice], network: Network) -> 
         f"{network.direction} in cohort {network.cohort}; {size}."
     )
     return Figure(network_rows(results, planes, network), alt, caption, wide=True)
-
-
-def _share_figures(results: Results, cohort: str) -> list[Figure]:
-    table = results.canonical[results.canonical["cohort"] == cohort]
-    # one scale and one choice of networks for all cohorts
-    limit = share_limit(results.canonical["share"].tolist())
-    most = results.canonical.groupby("network", sort=False)["share"].max().fillna(0)
-    kept = set(most.nlargest(MOST_BARS, keep="first").index)
-    names = [name for name in most.index if name in kept]
-    shares = {
-        direction: table[table["direction"] == direction].set_index("network").loc[names, "share"].tolist()
-        for direction in results.directions
-    }
-    only = f" (the {MOST_BARS} covered most, of {len(most)})" if len(most) > MOST_BARS else ""
-    caption = f"Shares of the canonical networks, cohort {cohort}{only}."
-    alt = f"of the shares of the canonical networks in cohort {cohort}; the numbers are in the table below."
-    figures = [Figure(draw_bars(names, shares, limit), f"Bar chart {alt}", caption)]
-    if FEWEST_ON_POLAR <= len(names) <= MOST_ON_POLAR:
-        polar = draw_polar(names, shares, limit)
-        figures.append(Figure(polar, f"Polar chart {alt}", f"The same shares on a polar axis, cohort {cohort}."))
-    return figures

@@ -306,6 +306,3 @@ def _colour_scale(
     if mark is not None:
         bar.plot([0, 1], [mark, mark], color="white", linewidth=1.5, transform=bar.get_yaxis_transform())
         bar.plot([0, 1], [mark, mark], color="black", linewidth=0.7, transform=bar.get_yaxis_transform())
-
-
-_template = template

@@ -26,7 +26,7 @@ from ketanet.grid import Grid
 from ketanet.report.evidence import label
 from ketanet.report.findings import null_words
 from ketanet.report.results import Network, Results, rows_of
-from ketanet.report.slices import SHARES, Colours, _template, differences
+from ketanet.report.slices import SHARES, Colours, differences, template
 from ketanet.report.words import count
 
 T_BYTES: Final = 6_000_000
@@ -318,7 +318,7 @@ def _template_volume(grid: Grid) -> dict[str, Any]:
     """The template on a lattice whose voxels are equal parts of the grid's, so that a map is drawn exactly."""
     from scipy.ndimage import affine_transform, gaussian_filter
 
-    brain, source, low, high = _template()
+    brain, source, low, high = template()
     shape, affine = _drawn_lattice(grid, low, high)
     to_source = np.linalg.inv(source) @ affine
     step = np.linalg.norm(affine[:3, :3], axis=0)
