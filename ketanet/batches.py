@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ketanet import spec
 from ketanet.cohort import StoredRows
-from ketanet.compute import wide_window, one_blas_thread
+from ketanet.compute import one_blas_thread, wide_window
 from ketanet.connectivity import GROUP, pass_key, source_of
 from ketanet.errors import InputError
 from ketanet.files import disk_errors

@@ -439,7 +439,8 @@ def _write_here(datasets: Sequence[xr.Dataset], targets: Sequence[Any]) -> None:
             edges = [np.cumsum([0, *sizes]) for sizes in values.data.chunks]
             for index in np.ndindex(values.data.numblocks):
                 region = tuple(slice(int(e[i]), int(e[i + 1])) for e, i in zip(edges, index, strict=True))
-                store[str(name)][region] = values.data.blocks[index].compute()
+                stored: Any = store[str(name)]
+                stored[region] = values.data.blocks[index].compute()
 
 
 @contextmanager

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import typer
+
+# panels of the list of commands
+COHORTS: Final = "Cohorts"
+STUDIES: Final = "Studies"
+STEPS: Final = "Single steps"
+CLUSTERS: Final = "Clusters"
 
 app = typer.Typer(
     name="ketanet",

@@ -50,7 +50,10 @@ def check(
 
 @group.command(epilog="Example: ketanet cluster script cluster/slurm.toml")
 def script(cluster: File) -> None:
-    """Print what a cluster file submits: the job script of SLURM, or the manifests of Kubernetes."""
+    """Print what a cluster file submits.
+
+    The job script of SLURM, or the manifests of Kubernetes.
+    """
     from ketanet.clusters.connecting import find_cluster
     from ketanet.clusters.settings import Kubernetes, Slurm, load_cluster
     from ketanet.errors import InputError

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ketanet.cli.app import app
+from ketanet.cli.app import COHORTS, app
 from ketanet.cli.connecting import connected
 from ketanet.cli.options import AsJson, Cluster, Dtype, Runs, SourceName, Strategy, Workers
 from ketanet.cli.printing import print_facts, print_json, print_left_out
 from ketanet.errors import InputError
 
 
-@app.command()
+@app.command(rich_help_panel=COHORTS, epilog="Example: ketanet simulate healthy.zarr --subjects 40")
 def simulate(
     cohort: Annotated[Path, typer.Argument(help="Store to make.")],
     subjects: Annotated[int, typer.Option("--subjects", min=3, help="Number of people.")],
@@ -137,7 +137,9 @@ RunsOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    rich_help_panel=COHORTS, epilog="Example: ketanet ingest fmriprep healthy.zarr --source fmriprep --denoise fcnm"
+)
 def ingest(
     path: Annotated[str, typer.Argument(help="Folder, file, list of files (.txt) or address of the source.")],
     cohort: Annotated[str, typer.Argument(help="Store to make, or to add to with --append.")],
@@ -182,7 +184,10 @@ def ingest(
     cluster: Cluster = "threads",
     workers: Workers = None,
 ) -> None:
-    """Make a cohort store from images, parcel time series or another tool's connectome."""
+    """Make a cohort of images, time series or another tool's data.
+
+    Run again after an interruption, and it goes on.
+    """
     from ketanet.cohort import open_cohort
     from ketanet.ingest import ingest_cohort
 
@@ -278,7 +283,7 @@ def _band(text: str) -> tuple[float | None, float | None]:
     return limits[0], limits[1]
 
 
-@app.command()
+@app.command(rich_help_panel=COHORTS, epilog="Example: ketanet info healthy.zarr --qc --out qc")
 def info(
     cohort: Annotated[str, typer.Argument(help="Cohort store.")],
     qc: Annotated[
@@ -287,7 +292,7 @@ def info(
     out: Annotated[Path, typer.Option("--out", help="Folder for what --qc writes.")] = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """What is in a cohort."""
+    """Show what is in a cohort."""
     from ketanet.cohort import cohort_info, cohort_quality, open_cohort
 
     opened = open_cohort(cohort)
@@ -316,10 +321,18 @@ def info(
     if as_json:
         print_json(facts)
     else:
-        print_facts(facts)
+        print_facts(_readable(facts))
 
 
-@app.command()
+def _readable(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts about a cohort with its size in words, and its columns by name."""
+    from ketanet.planning import size_words
+
+    facts = facts | {"columns": dict(sorted(facts["columns"].items()))}
+    return {("size" if k == "bytes" else k): (size_words(v) if k == "bytes" else v) for k, v in facts.items()}
+
+
+@app.command(rich_help_panel=COHORTS, epilog="Example: ketanet verify healthy.zarr")
 def verify(
     cohort: Annotated[str, typer.Argument(help="Cohort store.")],
     sources: Annotated[
@@ -349,7 +362,10 @@ def verify(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every byte: checksums, missing chunks, NaN, ranges, flat voxels; or compare a cohort with its source."""
+    """Read every byte of a cohort, or compare it with its source.
+
+    Looks for wrong checksums, missing chunks, NaN, values out of range and flat voxels.
+    """
     from ketanet.cohort import verify_cohort
 
     report: Any

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ketanet import __version__
-from ketanet.cli.app import app
+from ketanet.cli.app import STEPS, STUDIES, app
 from ketanet.cli.connecting import connected
 from ketanet.cli.options import (
     AsJson,
@@ -27,17 +27,20 @@ from ketanet.cli.options import (
     Tail,
     Workers,
 )
-from ketanet.cli.printing import print_facts, print_json, print_left_out
+from ketanet.cli.printing import print_facts, print_json, print_left_out, print_table
 
 
-@app.command()
+@app.command(rich_help_panel=STUDIES, epilog="Example: ketanet demo --out demo-output")
 def demo(
     out: Out = Path("demo-output"),
     cluster: Cluster = "threads",
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Everything, on a small cohort made on the spot, checked against the networks planted in it."""
+    """Run everything on a small cohort made on the spot.
+
+    The networks that are found are compared with those planted in it.
+    """
     from ketanet.study import run_demo
 
     with connected(cluster, workers):
@@ -46,11 +49,11 @@ def demo(
         print_json({"report": str(result.report), "truth": result.truth.to_dict("records")})
         return
     print("\nPlanted networks and what was found:\n")
-    print(result.truth.to_string(index=False, float_format="{:.2f}".format))
+    print_table(result.truth)
     print(f"\nReport: {result.report}")
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS, epilog="Example: ketanet seeds coordinates.tsv --grid healthy.zarr --out seeds")
 def seeds(
     coordinates: Annotated[Path, typer.Argument(help="Coordinate table or folder.")],
     out: Out,
@@ -77,7 +80,7 @@ def seeds(
     print(f"{write_seeds(made, out)}: {made.sizes['seed']} seeds")
 
 
-@app.command("map")
+@app.command("map", rich_help_panel=STEPS, epilog="Example: ketanet map healthy.zarr coordinates.tsv --out group.zarr")
 def map_(
     cohort: Annotated[str, typer.Argument(help="Cohort store.")],
     seeds: Annotated[Path, typer.Argument(help="Coordinate table or folder, or folder of NIfTI masks.")],
@@ -87,9 +90,11 @@ def map_(
     signal: Annotated[Signal, typer.Option("--signal", help="Seed signal.")] = Signal.mean,
     mask: Annotated[Path | None, typer.Option("--mask", help="Test only in this NIfTI mask.")] = None,
     where: Annotated[str | None, typer.Option("--where", help="Subjects, such as \"group == 'MDD'\".")] = None,
-    tail: Annotated[Tail, typer.Option("--tail")] = Tail.positive,
-    correction: Annotated[Correction, typer.Option("--correction")] = Correction.fdr_bh_positive,
-    alpha: Annotated[float, typer.Option("--alpha")] = 0.05,
+    tail: Annotated[Tail, typer.Option("--tail", help="Side that is tested.")] = Tail.positive,
+    correction: Annotated[
+        Correction, typer.Option("--correction", help="For testing so many places.")
+    ] = Correction.fdr_bh_positive,
+    alpha: Annotated[float, typer.Option("--alpha", help="Largest adjusted p that counts.")] = 0.05,
     covariate: Annotated[
         list[str] | None, typer.Option("--covariate", help="Column of the subjects to regress out; repeat for more.")
     ] = None,
@@ -101,8 +106,13 @@ def map_(
     cluster: Cluster = "threads",
     workers: Workers = None,
     memory_limit: MemoryLimit = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Map every contrast in a cohort: connectivity of its seed, tested over people."""
+    """Map every contrast in a cohort.
+
+    The connectivity of its seed with all of the grid, tested over people.
+    """
+    from ketanet.cli.summaries import group_summary
     from ketanet.cohort import open_cohort, select, without_damaged
     from ketanet.compute import save
     from ketanet.group import one_sample
@@ -141,10 +151,17 @@ def map_(
     with connected(cluster, workers) as connection:
         plan(group, workers=connection.workers).require(_bytes(memory_limit))
         save(group, out)
-    print(f"{out}: {made.sizes['seed']} contrasts in {people.sizes['subject']} people")
+    found = group_summary(out)
+    if as_json:
+        print_json({"store": str(out), "people": people.sizes["subject"], "contrasts": found.to_dict("records")})
+        return
+    print_table(found)
+    print(f"\n{out}: {made.sizes['seed']} contrasts in {people.sizes['subject']} people")
 
 
-@app.command()
+@app.command(
+    rich_help_panel=STEPS, epilog="Example: ketanet overlap group.zarr --direction increase --out network.nii.gz"
+)
 def overlap(
     maps: Annotated[list[Path], typer.Argument(help="A group store, or NIfTI masks, one per contrast.")],
     out: Out,
@@ -154,7 +171,10 @@ def overlap(
     min_cluster: Annotated[int, typer.Option("--min-cluster", help="Smallest cluster in voxels.")] = 30,
     connectivity: Annotated[int, typer.Option("--connectivity", help="6, 18 or 26.")] = 18,
 ) -> None:
-    """Make the network probability map, thresholded: values stay where the network is."""
+    """Make the network that contrasts share.
+
+    The network probability map, thresholded: values stay where the network is.
+    """
     from ketanet.networks import save_overlap
 
     voxels = save_overlap(
@@ -169,13 +189,16 @@ def overlap(
     print(f"{out}: {voxels:,} voxels in the network")
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS, epilog="Example: ketanet label network.nii.gz --atlas seitzman300 --out shares.tsv")
 def label(
     map_image: Annotated[Path, typer.Argument(metavar="MAP", help="NIfTI map; nonzero voxels are the network.")],
     out: Out,
     atlas: Annotated[str, typer.Option("--atlas", help="yeo7+subcortical, seitzman300, or a NIfTI with names.")],
 ) -> None:
-    """Shares of the canonical networks, and a table of clusters beside it."""
+    """Tell which canonical networks a map covers.
+
+    Writes the share of each, and a table of clusters beside it.
+    """
     from ketanet.files import write_table
     from ketanet.labelling import label_image
 
@@ -183,11 +206,11 @@ def label(
     beside = out.with_name(f"{out.stem}_clusters{out.suffix}")
     write_table(out, shares)
     write_table(beside, clusters)
-    print(shares.to_string(index=False, float_format="{:.3f}".format))
+    print_table(shares, ".3f")
     print(f"\n{out}, {beside}")
 
 
-@app.command()
+@app.command(rich_help_panel=STUDIES, epilog="Example: ketanet run study.toml --out results")
 def run(
     study: Annotated[Path, typer.Argument(help="study.toml")],
     out: Out,
@@ -198,8 +221,12 @@ def run(
     memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a study through all stages. Run again to resume: only what is missing or changed is computed."""
-    from ketanet.study import run_study, study_summary
+    """Run a study through all stages.
+
+    Run again to resume: only what is missing or changed is computed.
+    """
+    from ketanet.cli.summaries import print_study, study_facts
+    from ketanet.study import run_study
 
     with connected(cluster, workers) as connection:
         folder = run_study(
@@ -210,21 +237,13 @@ def run(
             workers=connection.workers,
             memory_limit=_bytes(memory_limit),
         )
-    table = study_summary(folder)
     if as_json:
-        print_json(
-            {
-                "folder": str(folder),
-                "report": str(folder / "report.html"),
-                "networks": table.to_dict("records"),
-            }
-        )
-        return
-    print(table.to_string(index=False, float_format="{:.2f}".format))
-    print(f"\nReport: {folder / 'report.html'}")
+        print_json(study_facts(folder))
+    else:
+        print_study(folder)
 
 
-@app.command("null")
+@app.command("null", rich_help_panel=STUDIES, epilog="Example: ketanet null study.toml --out results --n 1000")
 def null_(
     study: Annotated[Path, typer.Argument(help="study.toml")],
     out: Out,
@@ -237,12 +256,12 @@ def null_(
     memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Test a study's networks against places drawn at random, and its directions against exchanged ones.
+    """Test a study's networks against chance.
 
-    Like run, with the block [null] of the study file and these options in its place.
+    Places drawn at random, and directions exchanged. Like run, with the block [null] of the study file and these
+    options in its place.
     """
-    import pandas as pd
-
+    from ketanet.cli.summaries import null_facts, print_study
     from ketanet.study import run_study
 
     words = None if match is None else [word.strip() for word in match.split(",") if word.strip()]
@@ -255,21 +274,23 @@ def null_(
             memory_limit=_bytes(memory_limit),
             null={key: value for key, value in given.items() if value is not None},
         )
-    table = pd.read_csv(folder / "tables" / "null.tsv", sep="\t")
     if as_json:
-        print_json({"folder": str(folder), "null": table.to_dict("records")})
+        print_json(null_facts(folder))
     else:
-        print(table.to_string(index=False, float_format="{:.3g}".format))
+        print_study(folder)
 
 
-@app.command()
+@app.command(rich_help_panel=STUDIES, epilog="Example: ketanet plan study.toml")
 def plan(
     study: Annotated[Path, typer.Argument(help="study.toml")],
     workers: Workers = None,
     memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a study will cost: bytes, tasks, memory, disk, time. Refuses what would not fit."""
+    """Tell what a study will cost.
+
+    Bytes, tasks, memory, disk, time. Refuses what would not fit.
+    """
     from ketanet.study import plan_study
 
     found = plan_study(study, workers=workers)
@@ -280,15 +301,25 @@ def plan(
     found.require(_bytes(memory_limit))
 
 
-@app.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Results of a run.")]) -> None:
+@app.command(rich_help_panel=STUDIES, epilog="Example: ketanet report results")
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Results of a run.")],
+    figures_only: Annotated[
+        bool, typer.Option("--figures-only", help="Write figures/ (PNG at 300 dpi, SVG), and leave the report.")
+    ] = False,
+) -> None:
     """Make report.html again from what is stored."""
-    from ketanet.report import write_report
+    from ketanet.cli.summaries import print_study
+    from ketanet.report import write_figures, write_report
 
-    print(write_report(folder))
+    if figures_only:
+        print(write_figures(folder))
+        return
+    write_report(folder)
+    print_study(folder)
 
 
-@app.command()
+@app.command(rich_help_panel=STEPS, epilog="Example: ketanet compare a.nii.gz b.nii.gz")
 def compare(
     a: Annotated[Path, typer.Argument(help="NIfTI map, or .dscalar.nii.")],
     b: Annotated[Path, typer.Argument(help="Map on the same lattice.")],
@@ -306,7 +337,10 @@ def compare(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Dice of the nonzero voxels of two maps, their spatial correlation, and its p that respects their smoothness."""
+    """Compare two maps.
+
+    Dice of their nonzero voxels, their spatial correlation, and its p that respects their smoothness.
+    """
     from dataclasses import asdict
 
     from ketanet.inference import compare_images
@@ -321,7 +355,7 @@ def compare(
         print_facts(found)
 
 
-@app.command()
+@app.command(rich_help_panel=STUDIES, epilog="Example: ketanet clean results")
 def clean(
     path: Annotated[
         str, typer.Argument(metavar="DIR", help="Results of a run, or a store (or its address), finished or not.")

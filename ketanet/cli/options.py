@@ -67,7 +67,9 @@ class Dtype(StrEnum):
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
 Cluster = Annotated[
     str,
-    typer.Option("--cluster", help="threads, processes, or the address of a Dask scheduler (tcp://host:port)."),
+    typer.Option(
+        "--cluster", help="threads, processes, a cluster file (site.toml), or the address of a Dask scheduler."
+    ),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads or processes; default: all cores.")]
 MemoryLimit = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import sys
 import warnings
@@ -10,12 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from ketanet.cli import cohorts, commands  # noqa: F401 (they register themselves)
+from ketanet.cli import clusters, cohorts, commands  # noqa: F401 (they register themselves)
 from ketanet.cli.app import app
+from ketanet.cli.printing import RED, YELLOW, styled
 from ketanet.errors import InputError, KetanetError, KetanetWarning
 
 _INTERRUPTED = 130
-_RESUMABLE = ("ingest", "map", "run")
+_RESUMABLE = ("ingest", "demo", "map", "run", "null")
+_NARROW = 76
+"""Columns below which help in panels cuts off the names of options; it then comes as plain text."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -28,8 +32,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _exit_code(words: list[str], debug: bool) -> int:
+    columns = shutil.get_terminal_size().columns
+    narrow = columns < _NARROW
+    for known in (app, clusters.group):
+        known.rich_markup_mode = None if narrow else "rich"
     try:
-        code = int(app(words, standalone_mode=False) or 0)
+        code = int(app(words, standalone_mode=False, terminal_width=columns if narrow else None) or 0)
         return _interrupted(words) if code == _INTERRUPTED else code
     except KeyboardInterrupt:
         return _interrupted(words)
@@ -42,10 +50,14 @@ def _exit_code(words: list[str], debug: bool) -> int:
             raise
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, KetanetError):
-            print(f"error: {text}", file=sys.stderr)
+            _say_error(text)
             return 2 if isinstance(error, InputError) else 1
-        print(f"error: {type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
+        _say_error(f"{type(error).__name__}: {text} (--debug shows where)")
         return 1
+
+
+def _say_error(text: str) -> None:
+    print(f"{styled('error:', RED, sys.stderr)} {text}", file=sys.stderr)
 
 
 def _interrupted(words: list[str]) -> int:
@@ -61,7 +73,7 @@ def _usage_error(error: Any) -> int:
     """A word on the command line that does not fit, in one line (a bare ``ketanet`` shows its help)."""
     said = " ".join(str(error.format_message()).split())
     if said and type(error).__name__ != "NoArgsIsHelpError":
-        print(f"error: {said} (--help lists what is allowed)", file=sys.stderr)
+        _say_error(f"{said} (--help lists what is allowed)")
     return 2
 
 
@@ -71,7 +83,7 @@ def _plain_output(debug: bool) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if debug or issubclass(category, KetanetWarning):
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"{styled('warning:', YELLOW, sys.stderr)} {message}", file=sys.stderr)
 
     log, handler = logging.getLogger("ketanet"), logging.StreamHandler(sys.stderr)
     log.addHandler(handler)

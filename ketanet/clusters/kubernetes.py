@@ -117,20 +117,15 @@ def start_kubernetes(cluster: Kubernetes, source: str) -> Connection:
             if cluster.adaptive is not None:
                 made.adapt(minimum=cluster.adaptive.minimum, maximum=cluster.adaptive.maximum)
         closing.insert(0, patience())
+        _warn_unencrypted(policy["metadata"]["name"], source)
         from distributed import Client
 
         client = Client(made)
     except BaseException:
         for part in reversed(closing):
-            part.close()
+            with suppress(Exception):  # the first error is the one to tell
+                part.close()
         raise
-    warnings.warn(
-        f"{source}: scheduler and workers speak without TLS inside Kubernetes, which the operator of Dask knows no "
-        f"other way; the network policy {policy['metadata']['name']} keeps other pods out where the cluster's network "
-        "enforces policies",
-        KetanetWarning,
-        stacklevel=3,
-    )
     return Connection(
         source,
         cluster.most * cluster.cores,
@@ -138,6 +133,15 @@ def start_kubernetes(cluster: Kubernetes, source: str) -> Connection:
         memory=parse_bytes(cluster.memory) // cluster.cores,
         client=client,
         explain=lambda error: _explained(error, cluster, source),
+    )
+
+
+def _warn_unencrypted(policy: str, source: str) -> None:
+    warnings.warn(
+        f"{source}: scheduler and workers speak without TLS inside Kubernetes, which the operator of Dask knows no "
+        f"other way; the network policy {policy} keeps other pods out where the cluster's network enforces policies",
+        KetanetWarning,
+        stacklevel=4,
     )
 
 
@@ -280,6 +284,8 @@ def _in_one_line(source: str) -> Iterator[None]:
     library = _library()
     try:
         yield
+    except KetanetError:
+        raise
     except kr8s.ServerError as error:
         said = " ".join(str(error).split())[:300]
         if error.response is not None and error.response.status_code == 404:
@@ -293,7 +299,7 @@ def _in_one_line(source: str) -> Iterator[None]:
         raise InputError(
             f"{source}: the Kubernetes cluster does not answer ({said}); 'kubectl get pods' must work here first"
         ) from error
-    except (ValueError, TimeoutError, RuntimeError, library.SchedulerStartupError) as error:
+    except (ValueError, TimeoutError, RuntimeError, kr8s.NotFoundError, library.SchedulerStartupError) as error:
         if "credentials" in str(error):
             raise InputError(
                 f"{source}: no Kubernetes cluster is known here; set KUBECONFIG, so that 'kubectl get pods' works"
@@ -343,11 +349,12 @@ def _delete(resource: Any) -> None:
 def _started(cluster: Kubernetes, spec: dict[str, Any], source: str) -> Any:
     """Start the Dask cluster. The library would wait for ever for a pod that cannot start, so it waits on the side."""
     library = _library()
-    result: dict[str, Any] = {}
+    made = library.KubeCluster.__new__(library.KubeCluster)
+    failed: list[BaseException] = []
 
     def start() -> None:
         try:
-            result["cluster"] = library.KubeCluster(
+            made.__init__(
                 custom_cluster_spec=spec,
                 namespace=cluster.namespace,
                 create_mode=library.CreateMode.CREATE_ONLY,
@@ -357,19 +364,21 @@ def _started(cluster: Kubernetes, spec: dict[str, Any], source: str) -> Any:
                 port_forward_cluster_ip="KUBERNETES_SERVICE_HOST" not in os.environ,
             )
         except BaseException as error:
-            result["error"] = error
+            failed.append(error)
 
     thread = threading.Thread(target=start, name="ketanet-kubernetes", daemon=True)
     thread.start()
     try:
         _wait(thread, cluster, source)
-        if "error" in result:
-            raise result["error"]
+        if failed:
+            raise failed[0]
     except BaseException as error:
+        made.shutdown_on_close = False  # or the library would try once more when the process ends
         if "already exists" not in str(error):  # another run's
-            _delete(_dask_cluster_of(cluster))
+            with suppress(Exception):
+                _delete(_dask_cluster_of(cluster))
         raise
-    return result["cluster"]
+    return made
 
 
 def _wait(thread: threading.Thread, cluster: Kubernetes, source: str) -> None:
@@ -393,11 +402,12 @@ def _wait(thread: threading.Thread, cluster: Kubernetes, source: str) -> None:
 
 def _state(cluster: Kubernetes) -> tuple[str, bool]:
     """What Kubernetes says about the scheduler's pod, and whether that is hopeless."""
-    import kr8s
+    from kr8s.objects import Pod
 
     labels = {_CLUSTER_LABEL: cluster.name, _COMPONENT_LABEL: "scheduler"}
     said = "its pod is not there yet"
-    for pod in kr8s.get("pods", namespace=cluster.namespace, label_selector=labels):
+    pods: Any = Pod.list(namespace=cluster.namespace, label_selector=labels)
+    for pod in pods:
         status = pod.raw.get("status", {})
         said = f"its pod is {status.get('phase', 'new')}"
         for condition in status.get("conditions", []):

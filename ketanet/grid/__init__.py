@@ -7,7 +7,7 @@ A grid holds a fixed number of elements (the dimension ``voxel`` everywhere) on 
 
 from ketanet.grid.base import Grid, SphereWeights, grid_from_attrs, load_grid, require_same_grid
 from ketanet.grid.grayordinates import GrayordinateGrid
-from ketanet.grid.images import load_image, nearest_resample, read_values, save_image
+from ketanet.grid.images import load_image, nearest_resample, nifti_header, read_values, save_image
 from ketanet.grid.parcels import ParcelGrid
 from ketanet.grid.volume import VolumeGrid
 
@@ -21,6 +21,7 @@ __all__ = [
     "load_grid",
     "load_image",
     "nearest_resample",
+    "nifti_header",
     "read_values",
     "require_same_grid",
     "save_image",

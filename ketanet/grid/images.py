@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,21 @@ def save_image(path: str | os.PathLike[str], values: ArrayLike, affine: NDArray[
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def nifti_header(shape: Sequence[int], affine: NDArray[np.float64], dtype: DTypeLike, intent: str = "none") -> bytes:
+    """What stands before the values in a NIfTI-1 file in MNI space, 352 bytes."""
+    header = nib.nifti1.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
+    header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
+    header.set_sform(affine, code="mni")
+    header.set_xyzt_units("mm")
+    header.set_intent(intent)
+    header["magic"] = b"n+1"
+    header["vox_offset"] = 352
+    header.set_slope_inter(1, 0)
+    return bytes(header.binaryblock) + bytes(4)
 
 
 def nearest_resample(

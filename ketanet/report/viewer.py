@@ -16,13 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from ketanet.compute import open_results
 from ketanet.errors import StoreError
-from ketanet.grid import Grid
+from ketanet.grid import Grid, nifti_header
 from ketanet.report.evidence import label
 from ketanet.report.findings import null_words
 from ketanet.report.results import Network, Results, rows_of
@@ -301,17 +300,7 @@ def _lattice(grid: Grid) -> dict[str, Any]:
 
 def _header(shape: Sequence[int], affine: NDArray[np.float64], dtype: Any, intent: str = "none") -> str:
     """The bytes of a NIfTI-1 header before the values, base64."""
-    header = nib.nifti1.Nifti1Header()
-    header.set_data_shape(shape)
-    header.set_data_dtype(dtype)
-    header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0))
-    header.set_sform(affine, code="mni")
-    header.set_xyzt_units("mm")
-    header.set_intent(intent)
-    header["magic"] = b"n+1"
-    header["vox_offset"] = 352
-    header.set_slope_inter(1, 0)
-    return base64.b64encode(header.binaryblock + bytes(4)).decode("ascii")
+    return base64.b64encode(nifti_header(shape, affine, dtype, intent)).decode("ascii")
 
 
 def _template_volume(grid: Grid) -> dict[str, Any]:
