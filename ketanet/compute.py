@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import uuid
@@ -77,7 +78,7 @@ class Connection:
         self.workers = workers
         self.memory = memory
         self.client = client
-        self._closing = [*closing, client] if client is not None else list(closing)
+        self._closing = [_Quiet("distributed.client"), *closing, client] if client is not None else list(closing)
         self._explain = explain
 
     def refresh(self) -> None:
@@ -98,13 +99,37 @@ class Connection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        said = self._explain(error) if self._explain and error is not None else None
+        said = None if error is None else self._said_of(error)
         self.close()
         if said is not None:
             raise KetanetError(said) from error
 
+    def _said_of(self, error: BaseException) -> str | None:
+        """What an error means, in words, where it comes from the cluster."""
+        if self._explain and (said := self._explain(error)):
+            return said
+        ours = isinstance(error, (KetanetError, KeyboardInterrupt, SystemExit))
+        if not ours and self.client is not None and self.client.status != "running":
+            return (
+                f"{self.name}: the scheduler is gone or cannot be reached any more; finished parts are kept: start it "
+                "again, then run the same again"
+            )
+        return None
+
     def __repr__(self) -> str:
         return f"<ketanet connection: {self.name}, {self.workers} workers>"
+
+
+class _Quiet:
+    """Keeps a logger still until closed: what it would say ends the run, and is said there."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)
+
+    def close(self) -> None:
+        self._logger.setLevel(self._level)
 
 
 class Setting:

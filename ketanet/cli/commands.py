@@ -18,6 +18,7 @@ from ketanet.cli.options import (
     Directions,
     MemoryLimit,
     Out,
+    PerformanceReport,
     RadiusMm,
     Rule,
     RuleOption,
@@ -106,6 +107,7 @@ def map_(
     cluster: Cluster = "threads",
     workers: Workers = None,
     memory_limit: MemoryLimit = None,
+    performance_report: PerformanceReport = None,
     as_json: AsJson = False,
 ) -> None:
     """Map every contrast in a cohort.
@@ -113,6 +115,7 @@ def map_(
     The connectivity of its seed with all of the grid, tested over people.
     """
     from ketanet.cli.summaries import group_summary
+    from ketanet.clusters.checking import require_visible
     from ketanet.cohort import open_cohort, select, without_damaged
     from ketanet.compute import save
     from ketanet.group import one_sample
@@ -148,8 +151,9 @@ def map_(
     )
     if skip_bad:
         group.attrs["left_out"] = left_out
-    with connected(cluster, workers) as connection:
-        plan(group, workers=connection.workers).require(_bytes(memory_limit))
+    with connected(cluster, workers, performance_report) as connection:
+        plan(group, workers=connection.workers).require(_bytes(memory_limit), of_worker=connection.memory)
+        require_visible([str(people.attrs["store"])], out)
         save(group, out)
     found = group_summary(out)
     if as_json:
@@ -219,6 +223,7 @@ def run(
     cluster: Cluster = "threads",
     workers: Workers = None,
     memory_limit: MemoryLimit = None,
+    performance_report: PerformanceReport = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a study through all stages.
@@ -228,7 +233,7 @@ def run(
     from ketanet.cli.summaries import print_study, study_facts
     from ketanet.study import run_study
 
-    with connected(cluster, workers) as connection:
+    with connected(cluster, workers, performance_report) as connection:
         folder = run_study(
             study,
             out,
@@ -236,6 +241,7 @@ def run(
             skip_bad=skip_bad,
             workers=connection.workers,
             memory_limit=_bytes(memory_limit),
+            worker_memory=connection.memory,
         )
     if as_json:
         print_json(study_facts(folder))
@@ -254,6 +260,7 @@ def null_(
     cluster: Cluster = "threads",
     workers: Workers = None,
     memory_limit: MemoryLimit = None,
+    performance_report: PerformanceReport = None,
     as_json: AsJson = False,
 ) -> None:
     """Test a study's networks against chance.
@@ -266,12 +273,13 @@ def null_(
 
     words = None if match is None else [word.strip() for word in match.split(",") if word.strip()]
     given = {"n": n, "match": words, "seed": seed, "stop": stop}
-    with connected(cluster, workers) as connection:
+    with connected(cluster, workers, performance_report) as connection:
         folder = run_study(
             study,
             out,
             workers=connection.workers,
             memory_limit=_bytes(memory_limit),
+            worker_memory=connection.memory,
             null={key: value for key, value in given.items() if value is not None},
         )
     if as_json:

@@ -75,6 +75,10 @@ Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Threads o
 MemoryLimit = Annotated[
     str | None, typer.Option("--memory-limit", help="Memory allowed, such as 8GiB; default: what the machine has free.")
 ]
+PerformanceReport = Annotated[
+    Path | None,
+    typer.Option("--performance-report", help="Page (HTML) about what the workers of a cluster did, and when."),
+]
 SkipBad = Annotated[
     bool,
     typer.Option("--skip-bad", help="Leave out people whose stored chunks are damaged or missing; all are read once."),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from ketanet.cli import clusters, cohorts, commands  # noqa: F401 (they register themselves)
@@ -18,7 +21,9 @@ from ketanet.errors import InputError, KetanetError, KetanetWarning
 
 _INTERRUPTED = 130
 _RESUMABLE = ("ingest", "demo", "map", "run", "null")
-_NARROW = 76
+_SAID = {"said": True}
+"""Marks records of what stands on the terminal already."""
+_NARROW = 79
 """Columns below which help in panels cuts off the names of options; it then comes as plain text."""
 
 
@@ -58,6 +63,7 @@ def _exit_code(words: list[str], debug: bool) -> int:
 
 def _say_error(text: str) -> None:
     print(f"{styled('error:', RED, sys.stderr)} {text}", file=sys.stderr)
+    logging.getLogger("ketanet").error(text, extra=_SAID)
 
 
 def _interrupted(words: list[str]) -> int:
@@ -84,9 +90,12 @@ def _plain_output(debug: bool) -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if debug or issubclass(category, KetanetWarning):
             print(f"{styled('warning:', YELLOW, sys.stderr)} {message}", file=sys.stderr)
+            log.warning(str(message), extra=_SAID)
 
-    log, handler = logging.getLogger("ketanet"), logging.StreamHandler(sys.stderr)
-    log.addHandler(handler)
+    log, handlers = logging.getLogger("ketanet"), [logging.StreamHandler(sys.stderr), *_log_file()]
+    handlers[0].addFilter(lambda record: not hasattr(record, *_SAID))
+    for handler in handlers:
+        log.addHandler(handler)
     log.setLevel(logging.INFO)
     for name in ("distributed", "matplotlib", "nilearn"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -98,4 +107,35 @@ def _plain_output(debug: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            log.removeHandler(handler)
+            for handler in handlers:
+                log.removeHandler(handler)
+                if isinstance(handler, logging.FileHandler):
+                    handler.close()
+
+
+class _JsonLines(logging.Formatter):
+    """A record as one JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        facts = {
+            "time": when,
+            "level": record.levelname.lower(),
+            "process": record.process,
+            "said": record.getMessage(),
+        }
+        return json.dumps(facts, ensure_ascii=False)
+
+
+def _log_file() -> list[logging.Handler]:
+    """What ``KETANET_LOG_FILE`` names: a file that log lines are added to, as JSON, for machines that watch runs."""
+    path = os.environ.get("KETANET_LOG_FILE")
+    if not path:
+        return []
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        _say_error(f"KETANET_LOG_FILE is {path}: {error.strerror or error}")
+        sys.exit(2)
+    handler.setFormatter(_JsonLines())
+    return [handler]

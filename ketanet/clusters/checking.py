@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from ketanet import storage
-from ketanet.compute import Connection
+from ketanet.compute import Connection, workers_share_disk
 from ketanet.errors import InputError, KetanetError
 
 PACKAGES: Final = ("ketanet", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "numba", "obstore")
@@ -80,7 +80,7 @@ def check_cluster(
         rows.append(("memory of a task", f"{connection.memory / 1e9:.2f} GB"))
     require_same_versions(connection)
     rows.append(("versions", f"the same on {len(client.nthreads())} workers as here"))
-    require_visible(connection, stores, out)
+    _require_visible_to(client, stores, out)
     rows += [(f"reading {store}", f"{_reading(client, store) / 1e6:,.0f} MB/s by one task") for store in stores]
     if out is not None:
         rows.append((f"writing {out}", "seen from here and from a worker"))
@@ -99,17 +99,22 @@ def require_same_versions(connection: Connection) -> None:
             )
 
 
-def require_visible(connection: Connection, stores: Sequence[str], out: str | os.PathLike[str] | None = None) -> None:
-    """Make sure that a worker sees the stores and can write where results go; the first one that comes is asked.
+def require_visible(stores: Sequence[str], out: str | os.PathLike[str] | None = None) -> None:
+    """Make sure that workers elsewhere see the stores and can write where results go; the first that comes is asked.
 
     Raises
     ------
     InputError
         It does not: the commonest reason why a cluster cannot do what this machine can.
     """
-    client = connection.client
-    if client is None:
+    if workers_share_disk():
         return
+    from distributed import default_client
+
+    _require_visible_to(default_client(), stores, out)
+
+
+def _require_visible_to(client: Any, stores: Sequence[str], out: str | os.PathLike[str] | None) -> None:
     for store in stores:
         if said := client.submit(_unreadable, store, pure=False).result():
             raise InputError(

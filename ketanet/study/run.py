@@ -17,6 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from ketanet import __version__, labelling, spec, storage
+from ketanet.clusters.checking import require_visible
 from ketanet.cohort.quality import MEASURES
 from ketanet.compute import open_results, save, workers_share_disk, written_here
 from ketanet.connectivity import seed_maps
@@ -97,6 +98,7 @@ def run_study(
     if skip_bad:
         inputs = inputs.without_damaged()
     limits = _Limits(workers, memory_limit, worker_memory)
+    require_visible([str(cohort.attrs["store"]) for cohort in inputs.cohorts.values()], out)
     if not storage.is_remote(out):
         refuse_inputs_inside(study, Path(path), Path(out))
         _run_in(Path(out), inputs, Path(path), force, limits, Path(out).absolute() / PARTIALS)
