@@ -13,8 +13,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ketanet.batches import many_seeds
+    from ketanet.clusters import connect
     from ketanet.cohort import cohort_info, cohort_quality, open_cohort, select, verify_cohort, without_damaged
-    from ketanet.compute import connect, open_results, save
+    from ketanet.compute import open_results, save
     from ketanet.connectivity import seed_maps
     from ketanet.degree import degree_map
     from ketanet.errors import InputError, KetanetError, KetanetWarning, StoreError
@@ -71,7 +72,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "cohort": ("cohort_info", "cohort_quality", "open_cohort", "select", "verify_cohort", "without_damaged"),
-    "compute": ("connect", "open_results", "save"),
+    "clusters": ("connect",),
+    "compute": ("open_results", "save"),
     "connectivity": ("seed_maps",),
     "errors": ("InputError", "KetanetError", "KetanetWarning", "StoreError"),
     "grid": ("GrayordinateGrid", "ParcelGrid", "VolumeGrid"),

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 import ketanet
+from ketanet.clusters import load_cluster
 from ketanet.errors import InputError, KetanetWarning
 from ketanet.study import load_study
 from ketanet.study.outputs import CONTENTS
@@ -154,6 +155,14 @@ def check_pip(words: list[str], block: Block) -> None:
         assert match[1] is None or match[1] in extras, f"{block}: {word}"
 
 
+def check_sbatch(words: list[str], block: Block) -> None:
+    """A job script of ours, and after it words that ketanet takes."""
+    script = next(position for position, word in enumerate(words) if word.endswith(".sh"))
+    assert (ROOT / words[script]).is_file(), f"{block}: no script {words[script]}"
+    assert all(word.startswith("--") for word in words[1:script])
+    parse_ketanet(["ketanet", *words[script + 1 :]], block)
+
+
 def check_dask(words: list[str], block: Block) -> None:
     from distributed.cli import dask_scheduler, dask_worker
 
@@ -173,6 +182,7 @@ PROGRAMS: dict[str, Callable[[list[str], Block], None]] = {
     "make": check_make,
     "pip": check_pip,
     "dask": check_dask,
+    "sbatch": check_sbatch,
     "fsleyes": check_files_of_results,
 }
 
@@ -186,6 +196,10 @@ def check_toml(block: Block) -> None:
     given = tomllib.loads(block.text)
     file = re.match(r"# (\w+\.toml)\n", block.text)
     path = Path(file[1] if file else "checked.toml")
+    if "kind" in given:
+        path.write_text(block.text, encoding="utf-8")
+        load_cluster(path)
+        return
     least = '[cohorts.healthy]\nstore = "healthy.zarr"\n' if "cohorts" not in given else ""
     top = "" if "name" in given else 'name = "checked"\ncoordinates = "coordinates.tsv"\n'
     path.write_text(f"{top}{block.text}\n{least}", encoding="utf-8")

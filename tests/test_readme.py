@@ -33,16 +33,6 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert shares["share"].max() > 0.1
 
 
-def test_layers_of_the_readme_are_the_enforced_ones() -> None:
-    import tomllib
-
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    enforced = [line.replace("ketanet.", "") for line in settings["contracts"][0]["layers"]]
-    drawing = README.split("```text\n")[1].split("```")[0]
-    drawn = [re.split(r"\s{2,}", line.strip())[0] for line in drawing.splitlines() if line.strip()]
-    assert drawn == enforced
-
-
 def test_files_the_readme_names_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if "://" not in target:

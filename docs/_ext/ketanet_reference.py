@@ -22,6 +22,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 import ketanet
 from ketanet import spec
+from ketanet.clusters.settings import KINDS, Adaptive, Tls
 
 SOURCE = Path(ketanet.__file__).parent
 
@@ -128,6 +129,21 @@ class Settings(_Written):
             note = _plain(Study.model_fields[name].description or model.__doc__)
             yield f"{note}{'' if _has_default(Study.model_fields[name], name) else ' Needed.'}\n"
             yield from _settings_table(model, name, list(model.model_fields))
+
+
+class ClusterSettings(_Written):
+    """Every key of a cluster file, by kind: type, default, meaning."""
+
+    made_of = ("clusters/settings.py",)
+
+    def lines(self) -> Iterator[str]:
+        blocks = {f'kind = "{kind}"': (model, "") for kind, model in KINDS.items()}
+        blocks |= {"[adaptive]": (Adaptive, "adaptive"), "[tls]": (Tls, "tls")}
+        for title, (model, block) in blocks.items():
+            yield f"## `{title}`\n"
+            yield f"{_plain(model.__doc__)}\n"
+            keys = [name for name in model.model_fields if name not in ("kind", "adaptive", "tls")]
+            yield from _settings_table(model, block, keys)
 
 
 def setting_keys() -> list[str]:
@@ -276,6 +292,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     for name, directive in {
         "ketanet-commands": Commands,
         "ketanet-settings": Settings,
+        "ketanet-cluster-settings": ClusterSettings,
         "ketanet-variables": Variables,
         "ketanet-layers": Layers,
         "ketanet-references": References,

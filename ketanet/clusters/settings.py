@@ -202,7 +202,7 @@ class Kubernetes(_Jobs):
 
 Cluster = Processes | Address | Slurm | Kubernetes
 
-_KINDS: Final[dict[str, type[BaseModel]]] = {
+KINDS: Final[dict[str, type[BaseModel]]] = {
     "processes": Processes,
     "address": Address,
     "slurm": Slurm,
@@ -227,9 +227,9 @@ def load_cluster(path: str | os.PathLike[str]) -> Cluster:
     path = Path(path)
     given = read_toml(path, "cluster file")
     kind = given.get(_KIND)
-    if kind not in _KINDS:
-        raise InputError(f"{path}: kind is {kind!r}; known: {', '.join(_KINDS)}")
-    model = _KINDS[kind]
+    if kind not in KINDS:
+        raise InputError(f"{path}: kind is {kind!r}; known: {', '.join(KINDS)}")
+    model = KINDS[kind]
     try:
         found = model.model_validate(_expanded(given, str(path)))
     except ValidationError as error:
