@@ -316,15 +316,16 @@ def report(
         bool, typer.Option("--figures-only", help="Write figures/ (PNG at 300 dpi, SVG), and leave the report.")
     ] = False,
 ) -> None:
-    """Make report.html again from what is stored."""
+    """Make report.html again from what is stored, and its figures as files."""
     from ketanet.cli.summaries import print_study
     from ketanet.report import write_figures, write_report
 
-    if figures_only:
-        print(write_figures(folder))
-        return
-    write_report(folder)
-    print_study(folder)
+    if not figures_only:
+        write_report(folder)
+    figures = write_figures(folder)
+    if not figures_only:
+        print_study(folder)
+    print(f"Figures: {figures}")
 
 
 @app.command(rich_help_panel=STEPS, epilog="Example: ketanet compare a.nii.gz b.nii.gz")
