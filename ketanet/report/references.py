@@ -25,7 +25,9 @@ class Reference:
     def text(self) -> str:
         """What stands in a list of references, but the DOI."""
         who = f"{self.authors} {self.year}" if self.year else self.authors
-        return ". ".join(part.rstrip(".") for part in (who, self.title, self.where) if part) + (f" ({self.why})" if self.why else "")
+        return ". ".join(part.rstrip(".") for part in (who, self.title, self.where) if part) + (
+            f" ({self.why})" if self.why else ""
+        )
 
     def bibtex(self, key: str) -> str:
         """A BibTeX entry."""

@@ -355,9 +355,11 @@ def _stops(colours: Colours) -> list[list[int]]:
 @cache
 def _scripts() -> tuple[str, ...]:
     here = Path(__file__).parent
-    names = ("static/niivue.umd.js", "viewer.js")
-    scripts = tuple((here / name).read_text(encoding="utf-8") for name in names)
-    for name, script in zip(names, scripts, strict=True):
+    scripts = (
+        gzip.decompress((here / "static" / "niivue.umd.js.gz").read_bytes()).decode("utf-8"),
+        (here / "viewer.js").read_text(encoding="utf-8"),
+    )
+    for name, script in zip(("niivue.umd.js", "viewer.js"), scripts, strict=True):
         if "</script" in script.lower() or "<!--" in script or "\r" in script:
             raise ValueError(f"{name} cannot stand inside a script element")
     return scripts
