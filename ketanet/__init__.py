@@ -51,7 +51,9 @@ if TYPE_CHECKING:
         ParcelSource,
         XcpdParcelSource,
         XcpdSource,
+        finish_parts,
         ingest_cohort,
+        ingest_part,
         verify_sources,
     )
     from ketanet.labelling import atlas, canonical_shares, cluster_table, label
@@ -109,7 +111,9 @@ _HOME = {
         "ParcelSource",
         "XcpdParcelSource",
         "XcpdSource",
+        "finish_parts",
         "ingest_cohort",
+        "ingest_part",
         "verify_sources",
     ),
     "labelling": ("atlas", "canonical_shares", "cluster_table", "label"),

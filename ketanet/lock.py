@@ -1,16 +1,20 @@
-"""One writer at a time: a lock file (on an object store, an object) beside what is being written."""
+"""One writer at a time: a lock file (on an object store, an object) beside what is being written.
+
+Writers of parts of one store are the exception: each holds a lock of its own, see :func:`part_of`.
+"""
 
 from __future__ import annotations
 
 import getpass
 import json
 import os
+import random
 import socket
 import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -27,12 +31,21 @@ STALE_SECONDS = 600.0
 """A lock of another machine that was not refreshed for so long is taken over: many refreshes, and any usual delay of a
 network file system."""
 
+STARTING_SECONDS = 120.0
+"""How long the writer of a part waits for others that are starting: each takes a few
+hundredths of a second."""
+
 _ATTEMPTS = 100  # while others come and go
 _PAUSE_SECONDS = 0.05
 
 
+def part_of(path: str | os.PathLike[str], name: str) -> Path | str:
+    """What the writer of a part locks, by :func:`locked`, while it holds the whole as one that is starting."""
+    return storage.join(_parts_of(path), name)
+
+
 @contextmanager
-def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], *, starting: bool = False) -> Iterator[None]:
     """Hold ``<path>.lock`` while the block runs, so that nobody else writes there.
 
     The file names host, process, user and start. While the block runs, its time of modification is refreshed. A lock
@@ -44,29 +57,34 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     ----------
     path : path
         Store or folder to be written, or an address on an object store; need not exist.
+    starting : bool
+        The lock is held for a moment, to begin a part: others that do the same are waited for, and parts may be being
+        written.
 
     Raises
     ------
     InputError
-        Somebody else holds the lock.
+        Somebody else holds the lock, or (unless `starting`) that of a part.
     StoreError
         The file cannot be written.
     """
-    with (_locked_object if storage.is_remote(path) else _locked_file)(path):
+    with (_locked_object if storage.is_remote(path) else _locked_file)(path, starting):
         yield
 
 
 @contextmanager
-def _locked_file(path: str | os.PathLike[str]) -> Iterator[None]:
+def _locked_file(path: str | os.PathLike[str], starting: bool) -> Iterator[None]:
     target = Path(path).resolve()
     lock = target.with_name(f"{target.name}.lock")
-    mine = json.dumps(_owner())
+    mine = json.dumps(_owner() | {"starting": starting})
     stop = threading.Event()
     refreshing = threading.Thread(target=_refresh, args=(lock, mine, stop), daemon=True)
     with disk_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        _take(lock, mine)
+        _patiently(lambda: _take(lock, mine), starting)
     try:
+        if not starting:
+            _require_no_part(path)
         refreshing.start()
         yield
     finally:
@@ -77,11 +95,11 @@ def _locked_file(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _locked_object(path: str | os.PathLike[str]) -> Iterator[None]:
+def _locked_object(path: str | os.PathLike[str], starting: bool) -> Iterator[None]:
     lock = f"{storage.address_of(path)}.lock"
-    mine = json.dumps(_owner()).encode()
+    mine = json.dumps(_owner() | {"starting": starting}).encode()
     try:
-        _take_object(lock, mine)
+        _patiently(lambda: _take_object(lock, mine), starting)
     except storage.NotSupportedError:
         warnings.warn(
             f"{lock}: the object store knows no conditional writes, so nothing keeps a second writer away; see to it "
@@ -98,6 +116,8 @@ def _locked_object(path: str | os.PathLike[str]) -> Iterator[None]:
     stop = threading.Event()
     refreshing = threading.Thread(target=_refresh_object, args=(lock, mine, stop), daemon=True)
     try:
+        if not starting:
+            _require_no_part(path)
         refreshing.start()
         yield
     finally:
@@ -107,19 +127,64 @@ def _locked_object(path: str | os.PathLike[str]) -> Iterator[None]:
                 storage.remove(lock)
 
 
+class _HeldBrieflyError(InputError):
+    """A lock that is held, and soon given back."""
+
+
+def _patiently(take: Callable[[], None], starting: bool) -> None:
+    end = time.monotonic() + (STARTING_SECONDS if starting else 0)
+    while True:
+        try:
+            return take()
+        except _HeldBrieflyError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(random.uniform(0.5, 1.5) * _PAUSE_SECONDS)
+
+
+def _parts_of(path: str | os.PathLike[str]) -> Path | str:
+    """Where the locks of parts are."""
+    if storage.is_remote(path):
+        return f"{storage.address_of(path)}.parts"
+    target = Path(path).resolve()
+    return target.with_name(f"{target.name}.parts")
+
+
+def _require_no_part(path: str | os.PathLike[str]) -> None:
+    """Raise an InputError where somebody writes a part; locks of those who are gone are removed. No part begins
+    meanwhile, because that takes the lock of the whole."""
+    folder = _parts_of(path)
+    if isinstance(folder, Path):
+        for lock in sorted(folder.glob("*.lock")):
+            _remove_stale(lock)
+        with suppress(OSError):
+            folder.rmdir()
+        return
+    for name in (name for name in storage.listed(folder) if name.endswith(".lock")):
+        with suppress(FileNotFoundError):  # given back just now
+            words = _words_of_object(address := f"{folder}/{name}")[0]
+            storage.remove(address)
+            _warn_taken_over(address, words)
+
+
 def _take_object(lock: str, mine: bytes) -> None:
     for _ in range(_ATTEMPTS):
         if storage.create(lock, mine):
             return
         try:
-            text, (written, tag) = bytes(storage.read(lock)), storage.look(lock)
+            words, tag = _words_of_object(lock)
         except FileNotFoundError:
             continue  # given back just now
-        words = _words_of(lock, text.decode(errors="replace"), max(0.0, (_now(lock) - written).total_seconds()))
         if storage.replace(lock, mine, tag):
             _warn_taken_over(lock, words)
             return
-    raise InputError(f"{lock}: others take this lock again and again; wait for them, then run again")
+    raise _HeldBrieflyError(f"{lock}: others take this lock again and again; wait for them, then run again")
+
+
+def _words_of_object(lock: str) -> tuple[str, str | None]:
+    """Who left a lock, and its tag; raises as :func:`_left_by`, and a FileNotFoundError when it is not there."""
+    text, (written, tag) = bytes(storage.read(lock)), storage.look(lock)
+    return _words_of(lock, text.decode(errors="replace"), max(0.0, (_now(lock) - written).total_seconds())), tag
 
 
 def _now(lock: str) -> datetime:
@@ -172,12 +237,22 @@ def _refresh(lock: Path, mine: str, stop: threading.Event) -> None:
                 os.utime(lock)
 
 
+def _disk_time(lock: Path) -> float:
+    """Time by the clock that dates files beside a lock: on a network file system the server's, not this machine's."""
+    probe = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def _take(lock: Path, mine: str) -> None:
     for _ in range(_ATTEMPTS):
         if _create(lock, mine):
             return
         _remove_stale(lock)
-    raise InputError(f"{lock}: others take this lock again and again; wait for them, then run again")
+    raise _HeldBrieflyError(f"{lock}: others take this lock again and again; wait for them, then run again")
 
 
 def _create(path: Path, text: str) -> bool:
@@ -199,7 +274,7 @@ def _remove_stale(lock: Path) -> None:
     guard = lock.with_name(f"{lock.name}.takeover")
     if not _create(guard, ""):
         with suppress(FileNotFoundError):
-            if time.time() - guard.stat().st_mtime > STALE_SECONDS:
+            if _disk_time(lock) - guard.stat().st_mtime > STALE_SECONDS:
                 guard.unlink()
         time.sleep(_PAUSE_SECONDS)
         return
@@ -226,7 +301,7 @@ def _left_by(lock: Path) -> str | None:
     """
     try:
         text = lock.read_text(encoding="utf-8")
-        silent = max(0.0, time.time() - lock.stat().st_mtime)
+        silent = max(0.0, _disk_time(lock) - lock.stat().st_mtime)
     except FileNotFoundError:
         return None
     return _words_of(str(lock), text, silent)
@@ -241,7 +316,8 @@ def _words_of(lock: str, text: str, silent: float) -> str:
     here = owner.get("machine") == _machine()
     if _lives(owner.get("pid")) if here else silent <= STALE_SECONDS:
         age = _span(max(silent, time.time() - owner.get("started", time.time())))
-        raise InputError(
+        # one without an owner is being written
+        raise (_HeldBrieflyError if owner.get("starting", not owner) else InputError)(
             f"{lock.removesuffix('.lock')} is being written by {who} for {age}, last sign of life {_span(silent)} ago; "
             f"wait for it to end, or stop it (if that process is none of ketanet's, remove {lock})"
         )

@@ -35,8 +35,8 @@ DOCS = ROOT / "docs"
 TUTORIAL = DOCS / "tutorial.md"
 PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-SHOWN_ONLY = {"text", "bibtex", "r"}
-"""Languages that are not run: drawings; references, and R, whose contents tests of their own look at."""
+SHOWN_ONLY = {"bibtex", "r"}
+"""Languages that are not run: references, and R, whose contents tests of their own look at."""
 PARSED_PAGES = ("README.md", "docs/ingest.md")
 """Their commands are about files of the reader's; where such a page makes files itself, a comment says ``run``."""
 

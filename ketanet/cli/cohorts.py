@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,10 @@ from ketanet.cli.connecting import connected
 from ketanet.cli.options import AsJson, Cluster, Dtype, Runs, SourceName, Strategy, Workers
 from ketanet.cli.printing import print_facts, print_json, print_left_out
 from ketanet.errors import InputError
+
+if TYPE_CHECKING:
+    from ketanet.ingest import PartDone
+    from ketanet.ingest.run import Settings
 
 
 @app.command(rich_help_panel=COHORTS, epilog="Example: ketanet simulate healthy.zarr --subjects 40")
@@ -180,6 +184,10 @@ def ingest(
         int | None, typer.Option("--max-frames", help="Room for later subjects of up to so many frames.")
     ] = None,
     append: Annotated[bool, typer.Option("--append", help="Add subjects to a store that is there.")] = False,
+    part: Annotated[
+        str | None, typer.Option("--part", help="Take in one part only, such as 3/16; parts run at the same time.")
+    ] = None,
+    finish: Annotated[bool, typer.Option("--finish", help="When all parts are in, make the store.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be used.")] = False,
     cluster: Cluster = "threads",
     workers: Workers = None,
@@ -188,9 +196,10 @@ def ingest(
 
     Run again after an interruption, and it goes on.
     """
-    from ketanet.cohort import open_cohort
-    from ketanet.ingest import ingest_cohort
+    from ketanet.ingest import finish_parts, ingest_cohort, ingest_part
 
+    if (part is not None) + finish + append > 1:
+        raise InputError("--part, --finish and --append exclude each other; give one of them")
     reader = _source(
         path,
         source,
@@ -209,7 +218,7 @@ def ingest(
         confounds=confounds,
         surface=surface,
     )
-    settings = _cleaning(
+    cleaning = _cleaning(
         denoise,
         n_compcor=n_compcor,
         detrend=detrend or None,
@@ -223,22 +232,35 @@ def ingest(
         global_signal=global_signal or None,
         runs=runs.value,
     )
+    settings: Settings = {
+        "participants": participants,
+        "exclude": exclude,
+        "denoise": cleaning,
+        "dtype": dtype.value,
+        "compress": compress,
+        "max_frames": max_frames,
+        "skip_bad": skip_bad,
+    }
     with connected(cluster, workers):
-        store = ingest_cohort(
-            reader,
-            cohort,
-            participants=participants,
-            exclude=exclude,
-            denoise=settings,
-            dtype=dtype.value,
-            compress=compress,
-            max_frames=max_frames,
-            append=append,
-            skip_bad=skip_bad,
-        )
+        if part is not None:
+            _print_part(ingest_part(reader, cohort, part, **settings))
+        elif finish:
+            _print_made(finish_parts(reader, cohort, **settings))
+        else:
+            _print_made(ingest_cohort(reader, cohort, append=append, **settings))
+
+
+def _print_made(store: Path | str) -> None:
+    from ketanet.cohort import open_cohort
+
     made = open_cohort(store)
     print_left_out(made.attrs["provenance"]["skipped"])
     print(f"{store}: {made.sizes['subject']} subjects, {made.sizes['voxel']:,} grid elements")
+
+
+def _print_part(done: PartDone) -> None:
+    print_left_out(done.skipped)
+    print(f"part {done.part}: {len(done.subjects)} subjects are in; --finish makes the store when all parts are")
 
 
 def _source(path: str, kind: SourceName | None, **options: Any) -> Any:

@@ -316,7 +316,7 @@ def report(
         bool, typer.Option("--figures-only", help="Write figures/ (PNG at 300 dpi, SVG), and leave the report.")
     ] = False,
 ) -> None:
-    """Make report.html again from what is stored, and its figures as files."""
+    """Make report.html and figures/ again from what is stored."""
     from ketanet.cli.summaries import print_study
     from ketanet.report import write_figures, write_report
 

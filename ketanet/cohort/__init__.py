@@ -4,6 +4,7 @@ from ketanet.cohort.appending import Appending
 from ketanet.cohort.columns import Subject
 from ketanet.cohort.filling import Series, fill
 from ketanet.cohort.info import cohort_info
+from ketanet.cohort.parts import Part, PartWriter
 from ketanet.cohort.quality import CohortQuality, cohort_quality
 from ketanet.cohort.reading import StoredRows, grid_from_path, open_cohort
 from ketanet.cohort.selection import select
@@ -15,6 +16,8 @@ __all__ = [
     "CohortPlan",
     "CohortQuality",
     "CohortWriter",
+    "Part",
+    "PartWriter",
     "Problem",
     "Series",
     "StoredRows",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,23 +65,34 @@ def fill(writer: CohortWriter, read: Callable[[int], Series], *, skip_bad: bool 
         A subject cannot be used and `skip_bad` is off. Those under way are finished, and what is settled is kept for
         the next attempt; where that is nobody, the partial store is removed.
     """
-    shared = dask.delayed((writer, read), pure=False)
-    one = dask.delayed(_write_one, pure=False)
-    found = dask.compute(*[one(shared, row, skip_bad) for row in writer.pending])
-    reasons = {subject: why for part in found for subject, why in part.items()}
+    reasons = fill_rows(writer, read, writer.pending, skip_bad=skip_bad)
     if reasons and not skip_bad:
-        raise InputError(_how_to_go_on(writer, list(reasons.values())))
+        subjects = len(writer.plan.subjects)
+        settled = subjects - len(writer.pending)
+        if not settled:
+            writer.discard()
+        raise InputError(how_to_go_on(list(reasons.values()), settled, subjects))
     return reasons
 
 
-def _how_to_go_on(writer: CohortWriter, reasons: list[str]) -> str:
-    """Why an attempt ended, and what to do; a partial store without any subject is removed."""
+def fill_rows(
+    writer: CohortWriter, read: Callable[[int], Series], rows: Sequence[int], *, skip_bad: bool
+) -> dict[str, str]:
+    """Write subjects of some positions, one task each; why some cannot be used, by their ids.
+
+    Parameters as of :func:`fill`. Without `skip_bad` no other is begun once one cannot be used.
+    """
+    shared = dask.delayed((writer, read), pure=False)
+    one = dask.delayed(_write_one, pure=False)
+    found = dask.compute(*[one(shared, row, skip_bad) for row in rows])
+    return {subject: why for part in found for subject, why in part.items()}
+
+
+def how_to_go_on(reasons: Sequence[str], settled: int, subjects: int, what: str = "") -> str:
+    """Why an attempt ended that has settled so many of its subjects, and what (`what`, such as a part) to run again."""
     more = f" (and {len(reasons) - 1} more subjects)" if len(reasons) > 1 else ""
-    settled = len(writer.plan.subjects) - len(writer.pending)
-    kept = f": finished subjects are kept ({settled} of {len(writer.plan.subjects)})" if settled else ""
-    if not settled:
-        writer.discard()
-    return f"{reasons[0]}{more}; mend the file and run again{kept}; or --skip-bad leaves such subjects out"
+    kept = f": finished subjects are kept ({settled} of {subjects})" if settled else ""
+    return f"{reasons[0]}{more}; mend the file and run {what}again{kept}; or --skip-bad leaves such subjects out"
 
 
 def _write_one(shared: tuple[CohortWriter, Callable[[int], Series]], row: int, skip_bad: bool) -> dict[str, str]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ _VOXEL_STEP = 1024  # chunks end on tile borders of the engine
 MIN_SUBJECTS = 3
 MIN_FRAMES = 3
 
-_KEY, _STOPPED, _COMPACTING = "plan.key", "stopped", "compacting.json"  # texts beside the rows
+# texts beside the rows, of which :mod:`ketanet.cohort.parts` has others
+KEY, COMPACTING = "plan.key", "compacting.json"
+_STOPPED = "stopped.{attempt}"  # several may be under way, each on a part
 
 
 @dataclass(frozen=True)
@@ -143,17 +145,17 @@ class CohortWriter:
         if place.is_taken() and not overwrite and (not self._is_moved or self._replaced()):
             raise InputError(f"{self.path} exists already; choose another name or remove it first")
         with place.errors():
-            moving = place.read(_COMPACTING) is not None
+            moving = place.read(COMPACTING) is not None
             if self._is_ours and not (moving and self._replaced()):
                 return
             place.clear()
             self._create_arrays()
-            place.write(_KEY, self.plan.key)
+            place.write(KEY, self.plan.key)
 
     @property
     def _is_ours(self) -> bool:
         """Whether the partial store is of this plan."""
-        return self._place.read(_KEY) == self.plan.key
+        return self._place.read(KEY) == self.plan.key
 
     @property
     def _is_moved(self) -> bool:
@@ -196,15 +198,21 @@ class CohortWriter:
     @property
     def pending(self) -> list[int]:
         """Positions of the subjects that are not in yet."""
-        if self._place.read(_COMPACTING) is not None or self._is_moved:
+        return self.pending_among(range(len(self.plan.subjects)))
+
+    def pending_among(self, rows: Sequence[int]) -> list[int]:
+        """Those of some positions that are not in yet."""
+        if self._place.read(COMPACTING) is not None or self._is_moved:
             # the last step was interrupted: rows have moved, so none may be written
             return []
-        return sorted(set(range(len(self.plan.subjects))) - self._place.rows() | self._replaced())
+        settled = self._place.rows().intersection(rows)
+        return sorted(set(rows) - settled | self._replaced(settled))
 
-    def _replaced(self) -> set[int]:
-        """Rows that were written from other files than those of the plan: a continued ingestion never mixes two."""
+    def _replaced(self, rows: Collection[int] | None = None) -> set[int]:
+        """Rows (of some) that were written from other files than those of the plan: a continued ingestion never mixes
+        two."""
         subjects = self.plan.subjects
-        return {row for row, r in self._records().items() if r.get("identity", "") != subjects[row].identity}
+        return {row for row, r in self._records(rows).items() if r.get("identity", "") != subjects[row].identity}
 
     def write(
         self,
@@ -278,14 +286,19 @@ class CohortWriter:
     @property
     def left_out(self) -> dict[str, str]:
         """Why subjects were left out by :meth:`leave_out`, by their ids."""
-        return self._left_out(self._records())
+        return self.left_out_among(None)
+
+    def left_out_among(self, rows: Collection[int] | None) -> dict[str, str]:
+        """:attr:`left_out` of some positions; None for all."""
+        return self._left_out(self._records(rows))
 
     def _left_out(self, records: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
         return {self.plan.subjects[row].id: r["left_out"] for row, r in records.items() if "left_out" in r}
 
-    def _records(self) -> dict[int, dict[str, Any]]:
-        """What is known of every subject that is settled, by row, in order."""
-        return {row: json.loads(self._place.read(_record_name(row)) or "{}") for row in sorted(self._place.rows())}
+    def _records(self, rows: Collection[int] | None = None) -> dict[int, dict[str, Any]]:
+        """What is known of every subject (of some) that is settled, by row, in order."""
+        settled = self._place.rows() if rows is None else self._place.rows().intersection(rows)
+        return {row: json.loads(self._place.read(_record_name(row)) or "{}") for row in sorted(settled)}
 
     def _check(self, subject: Subject, series: NDArray[Any]) -> None:
         expected = (self.plan.grid.n_voxels, subject.n_time)
@@ -329,7 +342,7 @@ class CohortWriter:
             return self.path
         records = self._records()
         reasons = dict(skipped or {}) | self._left_out(records)
-        if (begun := self._place.read(_COMPACTING)) is not None:
+        if (begun := self._place.read(COMPACTING)) is not None:
             reasons = json.loads(begun)
         kept = [row for row, s in enumerate(self.plan.subjects) if s.id not in reasons]
         missing = [self.plan.subjects[row].id for row in kept if row not in records]
@@ -349,12 +362,12 @@ class CohortWriter:
 
     def stop(self) -> None:
         """Tell whoever writes in this attempt, on any worker, to begin no more subjects."""
-        self._place.write(_STOPPED, self._attempt)
+        self._place.write(_STOPPED.format(attempt=self._attempt), "")
 
     @property
     def is_stopped(self) -> bool:
         """Whether :meth:`stop` was called in this attempt."""
-        return self._place.read(_STOPPED) == self._attempt
+        return self._place.read(_STOPPED.format(attempt=self._attempt)) is not None
 
     def discard(self) -> None:
         """Remove the partial store."""
@@ -364,9 +377,9 @@ class CohortWriter:
         """Close the gaps that skipped subjects leave; safe to repeat after an interruption."""
         if len(kept) == len(self.plan.subjects):
             return
-        if self._place.read(_COMPACTING) is None:
+        if self._place.read(COMPACTING) is None:
             self._place.drop_rows(sorted(set(range(len(self.plan.subjects))) - set(kept)))
-            self._place.write(_COMPACTING, json.dumps(reasons))
+            self._place.write(COMPACTING, json.dumps(reasons))
         self._place.move_rows(kept)
         group = zarr.open_group(self._place.store, mode="r+", zarr_format=3)
         for name in ("bold", "bold_norm"):

@@ -8,6 +8,7 @@ from ketanet.ingest.leaddbs import LeadDbsSource
 from ketanet.ingest.nifti import NiftiSource
 from ketanet.ingest.nimlab import NimlabSource
 from ketanet.ingest.parcels import ParcelSource
+from ketanet.ingest.parts import PartDone, finish_parts, ingest_part
 from ketanet.ingest.run import ingest_cohort
 from ketanet.ingest.source import Nuisance, Record, Run, Scan, Source
 from ketanet.ingest.verifying import SourceVerification, verify_sources
@@ -23,6 +24,7 @@ __all__ = [
     "NimlabSource",
     "Nuisance",
     "ParcelSource",
+    "PartDone",
     "Record",
     "Run",
     "Scan",
@@ -30,6 +32,8 @@ __all__ = [
     "SourceVerification",
     "XcpdParcelSource",
     "XcpdSource",
+    "finish_parts",
     "ingest_cohort",
+    "ingest_part",
     "verify_sources",
 ]

@@ -70,7 +70,7 @@ def read_participants(path: str | os.PathLike[str], subjects: Sequence[str]) -> 
         raise InputError(f"{file}: none of the {len(subjects)} subjects is in it (such as {subjects[0]!r})")
     if unknown:
         listed = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
-        warnings.warn(f"{file}: {len(unknown)} subjects are not in it: {listed}", KetanetWarning, stacklevel=3)
+        warnings.warn(f"{file}: {len(unknown)} subjects are not in it: {listed}", KetanetWarning, stacklevel=4)
     empty = dict.fromkeys(table.columns)
     return {s: dict(rows.get(s.removeprefix("sub-"), empty)) for s in subjects}
 

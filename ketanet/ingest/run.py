@@ -6,10 +6,10 @@ import hashlib
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 
@@ -145,11 +145,8 @@ def ingest_cohort(
         The source cannot be used, or somebody else writes the store, or (`append`) settings or the files of a subject
         that is there differ from the store's; no store is made or changed.
     """
-    denoise = denoise or Denoise()
-    if global_signal:
-        denoise = replace(denoise, global_signal=True)
     scan = source.scan()
-    denoise.check_grid(source.grid)
+    denoise = _cleaning(source, denoise, global_signal=global_signal)
     with locked(path):
         store = Appending(path) if append else None
         if store is not None:
@@ -157,28 +154,79 @@ def ingest_cohort(
             compress, max_frames = store.compress, store.n_frames
         held = [r for r in scan.records if store is not None and r.subject in store.subjects]
         new = Scan([r for r in scan.records if store is None or r.subject not in store.subjects], scan.bad)
-        names = [r.subject for r in new.records]
-        columns = read_participants(participants, names) if participants and names else {}
-        chosen = _chosen(new, source, denoise, columns, exclude=exclude, max_frames=max_frames, skip_bad=skip_bad)
+        chosen = _chosen(
+            new,
+            source,
+            denoise,
+            participants=participants,
+            exclude=exclude,
+            max_frames=max_frames,
+            skip_bad=skip_bad,
+        )
         if store is not None:
             everybody = [*held, *chosen.records]
             if not only_new(store, source, everybody, lambda some: Reader(source, tuple(some), denoise)):
                 _say_nobody_new(store, chosen.skipped)
                 return store.path
-        subjects = [
-            Subject(r.subject, r.n_time, r.tr, dict(r.columns) | dict(columns.get(r.subject, {})), _identity(r))
-            for r in chosen.records
-        ]
-        several_runs = any(len(r.runs) > 1 for r in chosen.records)
-        provenance = _provenance(source, denoise, exclude, several_runs=several_runs)
+        provenance = _provenance(source, denoise, exclude, chosen.records)
         reader = Reader(source, chosen.records, denoise, chosen.exclusion)
         if store is None:
-            plan = CohortPlan(source.grid, subjects, dtype, compress, provenance, max_frames)
+            plan = CohortPlan(source.grid, chosen.subjects, dtype, compress, provenance, max_frames)
             writer = CohortWriter(path, plan)
             writer.begin()
-            return _finish(writer, {**chosen.skipped, **fill(writer, reader, skip_bad=skip_bad)})
-        plan = CohortPlan(source.grid, subjects, dtype, compress, provenance | store.base, max_frames, fewest=1)
+            return finish(writer, {**chosen.skipped, **fill(writer, reader, skip_bad=skip_bad)})
+        provenance |= store.base
+        plan = CohortPlan(source.grid, chosen.subjects, dtype, compress, provenance, max_frames, fewest=1)
         return _add(store, plan, reader, chosen.skipped, skip_bad=skip_bad)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that can be settled of an ingestion without an image: the plan of the store, how to read its subjects, and
+    why others are not among them."""
+
+    plan: CohortPlan
+    reader: Reader
+    skipped: dict[str, str]
+
+
+class Settings(TypedDict, total=False):
+    """How a new store is made; see :func:`ingest_cohort`."""
+
+    participants: str | os.PathLike[str] | None
+    exclude: str | None
+    denoise: Denoise | None
+    global_signal: bool
+    dtype: str
+    compress: bool
+    skip_bad: bool
+    max_frames: int | None
+
+
+def prepare(source: Source, settings: Settings) -> Prepared:
+    """Look at a source, without reading images; raises as :func:`ingest_cohort`."""
+    scan = source.scan()
+    denoise = _cleaning(source, settings.get("denoise"), global_signal=settings.get("global_signal", False))
+    exclude, max_frames = settings.get("exclude"), settings.get("max_frames")
+    chosen = _chosen(
+        scan,
+        source,
+        denoise,
+        participants=settings.get("participants"),
+        exclude=exclude,
+        max_frames=max_frames,
+        skip_bad=settings.get("skip_bad", False),
+    )
+    dtype, compress = settings.get("dtype", "int16"), settings.get("compress", False)
+    provenance = _provenance(source, denoise, exclude, chosen.records)
+    plan = CohortPlan(source.grid, chosen.subjects, dtype, compress, provenance, max_frames)
+    return Prepared(plan, Reader(source, chosen.records, denoise, chosen.exclusion), chosen.skipped)
+
+
+def _cleaning(source: Source, denoise: Denoise | None, *, global_signal: bool) -> Denoise:
+    denoise = denoise or Denoise()
+    denoise.check_grid(source.grid)
+    return replace(denoise, global_signal=True) if global_signal else denoise
 
 
 @dataclass(frozen=True)
@@ -186,6 +234,7 @@ class _Chosen:
     """Who is to be read, how some of them may be left out then, and why others are not read."""
 
     records: tuple[Record, ...]
+    subjects: tuple[Subject, ...]
     exclusion: Exclusion | None
     skipped: dict[str, str]
 
@@ -194,13 +243,15 @@ def _chosen(
     scan: Scan,
     source: Source,
     denoise: Denoise,
-    columns: Mapping[str, Mapping[str, Any]],
     *,
+    participants: str | os.PathLike[str] | None,
     exclude: str | None,
     max_frames: int | None,
     skip_bad: bool,
 ) -> _Chosen:
     """Everything that can be settled without an image."""
+    names = [r.subject for r in scan.records]
+    columns = read_participants(participants, names) if participants and names else {}
     records, exclusion = (scan.records, None) if exclude is None else without_excluded(scan.records, columns, exclude)
     scan, left_out = check_tables(_of_usable_length(Scan(records, scan.bad), max_frames), source, denoise, exclusion)
     if scan.bad and not skip_bad:
@@ -209,10 +260,15 @@ def _chosen(
         advice = "; --skip-bad leaves such subjects out" if scan.records else "; nobody is left"
         raise InputError(f"{first}{more}{advice}")
     at_reading = exclusion if exclusion is not None and exclusion.needs_images else None
-    return _Chosen(tuple(scan.records), at_reading, {**scan.bad, **left_out})
+    subjects = tuple(
+        Subject(r.subject, r.n_time, r.tr, dict(r.columns) | dict(columns.get(r.subject, {})), _identity(r))
+        for r in scan.records
+    )
+    return _Chosen(tuple(scan.records), subjects, at_reading, {**scan.bad, **left_out})
 
 
-def _finish(writer: CohortWriter, skipped: Mapping[str, str]) -> Path | str:
+def finish(writer: CohortWriter, skipped: Mapping[str, str]) -> Path | str:
+    """Complete a store; where that cannot be, because too few are left, nothing of it stays."""
     try:
         return writer.finish(skipped=skipped)
     except InputError as error:
@@ -234,7 +290,7 @@ def _add(store: Appending, plan: CohortPlan, reader: Reader, skipped: Mapping[st
             writer.discard()
             _say_nobody_new(store, {**skipped, **without})
             return store.path
-        _finish(writer, {**skipped, **bad})
+        finish(writer, {**skipped, **bad})
         return store.join()
     finally:
         store.close()
@@ -281,8 +337,9 @@ def _of_usable_length(scan: Scan, max_frames: int | None) -> Scan:
     return Scan([r for r in scan.records if r.subject not in bad], scan.bad | bad)
 
 
-def _provenance(source: Source, denoise: Denoise, exclude: str | None, *, several_runs: bool) -> dict[str, Any]:
+def _provenance(source: Source, denoise: Denoise, exclude: str | None, records: Sequence[Record]) -> dict[str, Any]:
     account = source.describe()
+    several_runs = any(len(r.runs) > 1 for r in records)
     return {
         "sources": account,
         "exclude": exclude,
