@@ -6,10 +6,9 @@ import json
 import logging
 import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from functools import reduce
 from pathlib import Path
@@ -27,6 +26,7 @@ from threadpoolctl import ThreadpoolController
 from ketanet import storage
 from ketanet.errors import InputError, KetanetError, StoreError
 from ketanet.files import new_folder
+from ketanet.lock import locked
 from ketanet.progress import PassProgress
 from ketanet.spec import SCHEMA_VERSION
 
@@ -108,6 +108,11 @@ class Connection:
         """What an error means, in words, where it comes from the cluster."""
         if self._explain and (said := self._explain(error)):
             return said
+        if type(error).__name__ == "KilledWorker":
+            return (
+                f"{self.name}: a task lost its worker again and again, mostly for want of memory; finished parts are "
+                "kept: run the same again, with fewer or larger workers"
+            )
         ours = isinstance(error, (KetanetError, KeyboardInterrupt, SystemExit))
         if not ours and self.client is not None and self.client.status != "running":
             return (
@@ -203,7 +208,7 @@ def connect_processes(
                 dashboard_address=None,
                 # the scheduler serves its state over HTTP all the same: any port, so that two runs get along, and here
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-                silence_logs=40,
+                silence_logs=logging.CRITICAL,  # a task's error is raised here; its worker would tell it too
                 **(options or {}),
             )
     except RuntimeError as error:
@@ -412,7 +417,8 @@ def save_all(datasets: Mapping[str | os.PathLike[str], xr.Dataset]) -> list[xr.D
     """Compute several datasets in one go, so that what they share is computed once; see :func:`save`."""
     places = [storage.place_of(path) for path in datasets]
     for place in places:
-        _require_replaceable(place)
+        if isinstance(place, Path):
+            _require_replaceable(place)
     with ExitStack() as stack:
         targets = [
             stack.enter_context(new_folder(place) if isinstance(place, Path) else _new_objects(place))
@@ -471,12 +477,33 @@ def _write_here(datasets: Sequence[xr.Dataset], targets: Sequence[Any]) -> None:
 @contextmanager
 def _new_objects(address: str) -> Iterator[Any]:
     """What zarr writes to below an address beside, whose objects go to `address` when the block ends well."""
-    beside = f"{address}.{uuid.uuid4().hex[:8]}.partial"
-    try:
-        yield storage.zarr_store(beside, read_only=False)
-        storage.move_below(beside, address, _ROOT)
-    finally:
+    beside, moving = f"{address}.partial/store", _moving(address)
+    with locked(address), storage.failures(address):
+        _require_replaceable(address)
         storage.remove_below(beside)
+        try:
+            yield storage.zarr_store(beside, read_only=False)
+            names = {*storage.listed(address), *storage.listed(beside)}
+            storage.write(moving, json.dumps(sorted(names)).encode())
+            storage.move_below(beside, address, _ROOT)
+            storage.remove(moving)
+        finally:
+            with suppress(KetanetError):  # of a store that is gone, another error tells; the next run removes the rest
+                storage.remove_below(beside)
+
+
+def _moving(address: str) -> str:
+    """Tells while objects go to an address, which has no rename, which ones are ours: to go on after an
+    interruption."""
+    return f"{address}.partial/moving"
+
+
+def _is_half_moved(address: str) -> bool:
+    try:
+        ours = json.loads(bytes(storage.read(_moving(address))))
+    except (FileNotFoundError, ValueError):
+        return False
+    return set(storage.listed(address)) <= set(ours)
 
 
 def _attributes_at(place: Path | str) -> dict[str, Any] | None:
@@ -496,6 +523,8 @@ def _require_replaceable(place: Path | str) -> None:
     if not place.exists() if isinstance(place, Path) else storage.is_empty(place):
         return
     found = _attributes_at(place)
+    if found is None and isinstance(place, str) and _is_half_moved(place):
+        return
     kind = None if found is None else found.get("kind", "")
     if kind is None or kind == "cohort":
         held = "a cohort" if kind == "cohort" else "no store of results"

@@ -90,17 +90,20 @@ def check_cluster(
 
 def require_same_versions(connection: Connection) -> None:
     """Raise an InputError that names a worker with other versions than this process has."""
+    _require_same_versions_on(connection.client, connection.name)
+
+
+def _require_same_versions_on(client: Any, name: str) -> None:
     here = versions_here()
-    for worker, there in sorted(connection.client.run(versions_here).items()):
-        other = [f"{name} {there[name]} (here {here[name]})" for name in here if there.get(name) != here[name]]
+    for worker, there in sorted(client.run(versions_here).items()):
+        other = [f"{what} {there[what]} (here {here[what]})" for what in here if there.get(what) != here[what]]
         if other:
-            raise InputError(
-                f"{connection.name}: worker {worker} has other versions: {', '.join(other)}; install the same there"
-            )
+            raise InputError(f"{name}: worker {worker} has other versions: {', '.join(other)}; install the same there")
 
 
 def require_visible(stores: Sequence[str], out: str | os.PathLike[str] | None = None) -> None:
     """Make sure that workers elsewhere see the stores and can write where results go; the first that comes is asked.
+    Those that are there then must have the versions of this process.
 
     Raises
     ------
@@ -111,7 +114,9 @@ def require_visible(stores: Sequence[str], out: str | os.PathLike[str] | None = 
         return
     from distributed import default_client
 
-    _require_visible_to(default_client(), stores, out)
+    client = default_client()
+    _require_visible_to(client, stores, out)
+    _require_same_versions_on(client, str(client.scheduler.address))
 
 
 def _require_visible_to(client: Any, stores: Sequence[str], out: str | os.PathLike[str] | None) -> None:

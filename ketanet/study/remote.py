@@ -13,10 +13,11 @@ from typing import Final
 from ketanet import storage
 from ketanet.errors import InputError
 from ketanet.partials import FOLDER as PARTIALS
-from ketanet.study.ledger import PROVENANCE
+from ketanet.study.ledger import DESCRIPTION, PROVENANCE
 
 log = logging.getLogger("ketanet")
 
+_ROOT: Final = ".zarr/zarr.json"
 _UNFINISHED: Final = json.dumps({"stages": {}, "complete": False}).encode()
 
 
@@ -40,8 +41,14 @@ def mirrored(address: str) -> Iterator[Path]:
 
 def _pull(address: str, folder: Path) -> None:
     names = [name for name in storage.listed(address) if not name.startswith(f"{PARTIALS}/")]
+    if names == [PROVENANCE]:  # who began to write came no further
+        names = []
     if names and PROVENANCE not in names:
         raise InputError(f"{address} holds something that is no results folder of ketanet; choose another address")
+    for half in {name.split(".zarr/")[0] + ".zarr" for name in names if ".zarr/" in name}:
+        if f"{half}/zarr.json" not in names:  # who wrote it came no further
+            storage.remove_below(f"{address}/{half}")
+            names = [name for name in names if not name.startswith(f"{half}/")]
     for name in names:
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -62,9 +69,12 @@ def _push(folder: Path, address: str, before: dict[str, tuple[int, int]]) -> Non
         return
     if changed or gone:
         storage.write(f"{address}/{PROVENANCE}", _UNFINISHED)
-    for name in gone:
+    roots = {name for name in changed if name.endswith(_ROOT)}
+    # a store that is being replaced is none meanwhile
+    for name in (*gone, *(roots & before.keys())):
         storage.remove(f"{address}/{name}")
-    for name in changed:
+    # first what tells that the folder is ours, last what makes stores of the rest
+    for name in sorted(changed, key=lambda name: (name != DESCRIPTION, name in roots)):
         storage.write(f"{address}/{name}", (folder / name).read_bytes())
     if PROVENANCE in after:
         storage.write(f"{address}/{PROVENANCE}", (folder / PROVENANCE).read_bytes())
