@@ -233,7 +233,7 @@ def test_the_tutorial_leaves_what_it_says(tutorial: Path) -> None:
         assert (tutorial / file).exists(), file
 
 
-SLOW_PAGES = ("docs/guides/resume.md", "docs/guides/running.md")
+SLOW_PAGES = ("docs/guides/resume.md", "docs/guides/running.md", "docs/guides/clusters.md", "docs/guides/speed.md")
 """They run whole studies again."""
 
 

@@ -23,6 +23,8 @@ from ketanet.grid import ParcelGrid, VolumeGrid, grid_from_attrs, nearest_resamp
 from ketanet.simulate import planted_network, simulate_cohort
 from ketanet.study import run_study
 
+pytestmark = pytest.mark.slow
+
 EVIL = "<script>alert(1)</script>"
 ARGUMENTS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--no-sandbox"]
 READY = "#viewer-panel[data-ready]"

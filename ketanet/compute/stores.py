@@ -1,0 +1,214 @@
+"""Stores of results: computed and written whole, on a disk or an object store, and opened again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+
+from ketanet import storage
+from ketanet.errors import InputError, KetanetError, StoreError
+from ketanet.files import new_folder
+from ketanet.lock import locked
+from ketanet.progress import PassProgress
+from ketanet.spec import SCHEMA_VERSION
+
+_ROOT = "zarr.json"
+
+
+def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
+    """Compute a dataset and store it as Zarr v3; the store appears when it is whole.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Lazy or in memory.
+    path : path
+        Store to make, or its address on an object store; one of the same name is replaced.
+
+    Returns
+    -------
+    xarray.Dataset
+        The store, opened lazily.
+
+    Raises
+    ------
+    StoreError
+        The disk is full or cannot be written.
+    """
+    return save_all({path: dataset})[0]
+
+
+def save_all(datasets: Mapping[str | os.PathLike[str], xr.Dataset]) -> list[xr.Dataset]:
+    """Compute several datasets in one go, so that what they share is computed once; see :func:`save`."""
+    places = [storage.place_of(path) for path in datasets]
+    for place in places:
+        if isinstance(place, Path):
+            _require_replaceable(place)
+    with ExitStack() as stack:
+        targets = [
+            stack.enter_context(new_folder(place) if isinstance(place, Path) else _new_objects(place))
+            for place in places
+        ]
+        whole = [_storable(dataset) for dataset in datasets.values()]
+        writes = [
+            dataset.to_zarr(target, mode="w", zarr_format=3, consolidated=False, compute=False)
+            for dataset, target in zip(whole, targets, strict=True)
+        ]
+        with PassProgress():
+            if _written_here.get() and not workers_share_disk():
+                _write_here(whole, targets)
+            else:
+                dask.compute(*writes)
+    return [open_results(place) for place in places]
+
+
+_written_here: ContextVar[bool] = ContextVar("written_here", default=False)
+
+
+@contextmanager
+def written_here() -> Iterator[None]:
+    """Stores that are saved meanwhile are written by this process, not by workers that do not see its disk."""
+    token = _written_here.set(True)
+    try:
+        yield
+    finally:
+        _written_here.reset(token)
+
+
+def workers_share_disk() -> bool:
+    """Whether what computes is this machine."""
+    try:
+        from distributed import LocalCluster, default_client
+
+        return isinstance(default_client().cluster, LocalCluster)
+    except (ImportError, ValueError):  # no client: threads
+        return True
+
+
+def _write_here(datasets: Sequence[xr.Dataset], targets: Sequence[Any]) -> None:
+    """Compute on the workers, fetch block by block, and write into stores whose arrays are there."""
+    for dataset, target in zip(dask.persist(*datasets), targets, strict=True):
+        store = zarr.open_group(target, mode="r+")
+        for name, values in dataset.data_vars.items():
+            if not isinstance(values.data, da.Array):
+                continue
+            edges = [np.cumsum([0, *sizes]) for sizes in values.data.chunks]
+            for index in np.ndindex(values.data.numblocks):
+                region = tuple(slice(int(e[i]), int(e[i + 1])) for e, i in zip(edges, index, strict=True))
+                stored: Any = store[str(name)]
+                stored[region] = values.data.blocks[index].compute()
+
+
+@contextmanager
+def _new_objects(address: str) -> Iterator[Any]:
+    """What zarr writes to below an address beside, whose objects go to `address` when the block ends well."""
+    beside, moving = f"{address}.partial/store", _moving(address)
+    with locked(address), storage.failures(address):
+        _require_replaceable(address)
+        storage.remove_below(beside)
+        try:
+            yield storage.zarr_store(beside, read_only=False)
+            names = {*storage.listed(address), *storage.listed(beside)}
+            storage.write(moving, json.dumps(sorted(names)).encode())
+            storage.move_below(beside, address, _ROOT)
+            storage.remove(moving)
+        finally:
+            with suppress(KetanetError):  # of a store that is gone, another error tells; the next run removes the rest
+                storage.remove_below(beside)
+
+
+def _moving(address: str) -> str:
+    """Tells while objects go to an address, which has no rename, which ones are ours: to go on after an
+    interruption."""
+    return f"{address}.partial/moving"
+
+
+def _is_half_moved(address: str) -> bool:
+    try:
+        ours = json.loads(bytes(storage.read(_moving(address))))
+    except (FileNotFoundError, ValueError):
+        return False
+    return set(storage.listed(address)) <= set(ours)
+
+
+def _attributes_at(place: Path | str) -> dict[str, Any] | None:
+    """Attributes of the Zarr group at a place; None where there is none."""
+    try:
+        if isinstance(place, str):
+            text = bytes(storage.read(f"{place}/{_ROOT}")).decode()
+        else:
+            text = (place / _ROOT).read_text(encoding="utf-8")
+        return dict(json.loads(text).get("attributes", {}))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def _require_replaceable(place: Path | str) -> None:
+    """Raise an InputError when something stands at a place that is no store of results."""
+    if not place.exists() if isinstance(place, Path) else storage.is_empty(place):
+        return
+    found = _attributes_at(place)
+    if found is None and isinstance(place, str) and _is_half_moved(place):
+        return
+    kind = None if found is None else found.get("kind", "")
+    if kind == "" and isinstance(place, str) and storage.exists(f"{place}/bold/{_ROOT}"):
+        kind = "cohort"  # one that is still being written says nothing of itself
+    if kind is None or kind == "cohort":
+        held = "a cohort" if kind == "cohort" else "no store of results"
+        raise InputError(f"{place} exists and is {held}; choose another name or remove it first")
+
+
+def open_results(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Open a store made by :func:`save` lazily, one block per stored chunk.
+
+    Raises
+    ------
+    StoreError
+        No store there, or a truncated one.
+    """
+    place = storage.place_of(path)
+    if not place.is_dir() if isinstance(place, Path) else not storage.exists(f"{place}/{_ROOT}"):
+        raise StoreError(f"{path}: no such store")
+    source = place if isinstance(place, Path) else storage.zarr_store(place)
+    try:
+        dataset = xr.open_zarr(source, consolidated=False, chunks={}, mask_and_scale=False)
+    except (OSError, KeyError, ValueError, zarr.errors.BaseZarrError) as error:
+        raise StoreError(f"{path}: not a ketanet store, or a truncated one ({str(error)[:200]})") from error
+    if dataset.attrs.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise StoreError(
+            f"{path}: the store has schema version {dataset.attrs['schema']!r}, this ketanet reads {SCHEMA_VERSION}"
+        )
+    return plain_text(dataset)
+
+
+def plain_text(dataset: xr.Dataset) -> xr.Dataset:
+    """Text coordinates as Python strings: numpy's variable-width strings, which stores decode to, do not convert."""
+    text = {k: v.variable.astype(object) for k, v in dataset.coords.items() if v.dtype.kind == "T"}
+    return dataset.assign_coords({k: v.compute() for k, v in text.items()})
+
+
+def _storable(dataset: xr.Dataset) -> xr.Dataset:
+    """Drop encodings that a reopened store carries along, so that chunks follow the arrays; hold coordinates in
+    memory."""
+    bare = dataset.drop_encoding()
+    coords = {name: values.variable.compute() for name, values in bare.coords.items()}
+    chunks = {
+        str(d): max(sizes)
+        for values in bare.data_vars.values()
+        for d, sizes in values.variable.chunksizes.items()
+        if len(set(sizes[:-1])) > 1 or sizes[-1] > sizes[0]
+    }
+    # a store wants blocks of one size, but a selection may have cut some
+    even = {name: v.variable.chunk(chunks) for name, v in bare.data_vars.items() if chunks and v.chunks}
+    return bare.assign(even).assign_coords(coords)
