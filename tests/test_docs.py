@@ -228,22 +228,17 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_tutorial_leaves_what_it_says(tutorial: Path) -> None:
     for file in ("results/report.html", "results/tables/null.tsv", *results_in(TUTORIAL.read_text("utf-8"))):
         assert (tutorial / file).exists(), file
 
 
-SLOW_PAGES = ("docs/guides/resume.md", "docs/guides/running.md", "docs/guides/clusters.md", "docs/guides/speed.md")
-"""They run whole studies again."""
-
-
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ketanet.errors.KetanetWarning")
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name in SLOW_PAGES else ())
-        for name in sorted({str(block.page.relative_to(ROOT)) for block in BLOCKS} - {"docs/tutorial.md"})
-    ],
+    sorted({str(block.page.relative_to(ROOT)) for block in BLOCKS} - {"docs/tutorial.md"}),
 )
 def test_every_block_of_a_page_works(
     name: str, tutorial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -265,6 +260,7 @@ def test_blocks_that_are_not_run_are_few_and_known() -> None:
     assert all(block.runs or block.language == "sh" for block in BLOCKS if block.page.name == "ingest.md")
 
 
+@pytest.mark.slow
 def test_what_is_not_run_names_files_of_a_run(tutorial: Path) -> None:
     named = [file for b in BLOCKS if b.language == "r" for file in results_in(b.text)]
     assert len(named) == 2
@@ -299,6 +295,7 @@ def files_page() -> list[str]:
     return re.findall(r"`([^`\n]+)`", (DOCS / "reference" / "files.md").read_text("utf-8"))
 
 
+@pytest.mark.slow
 def test_every_file_of_a_run_is_described(tutorial: Path) -> None:
     described = files_page()
     for pattern in CONTENTS:
@@ -310,6 +307,7 @@ def test_every_file_of_a_run_is_described(tutorial: Path) -> None:
         assert file.name in described, file.name
 
 
+@pytest.mark.slow
 def test_columns_of_tables_are_those_described(tutorial: Path) -> None:
     page = (DOCS / "reference" / "files.md").read_text("utf-8")
     for name in ("canonical", "clusters", "robustness"):

@@ -255,8 +255,8 @@ def test_neither_batches_nor_workers_change_anything(
     whole = run()
     with dask.config.set(scheduler="synchronous"):
         assert whole.identical(run())
-    monkeypatch.setattr(location, "available_cores", lambda: 3)
-    monkeypatch.setattr(ketanet.batches, "available_cores", lambda: 5)
+    monkeypatch.setattr(location, "wide_window", lambda: 3)
+    monkeypatch.setattr(ketanet.batches, "wide_window", lambda: 5)
     assert whole.identical(run())
     monkeypatch.setattr(location, "null_batch", lambda *_: 7)
     assert whole.identical(run())

@@ -44,6 +44,7 @@ def many(contrasts: int, places: list[list[float]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["source_study", "contrast", "direction", "space", "x", "y", "z"])
 
 
+@pytest.mark.slow
 def test_two_hundred_contrasts(tmp_path: Path) -> None:
     grid = brain_grid()
     places = grid.centres[planted_network(grid, "DefaultMode")].round().tolist()

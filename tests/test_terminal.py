@@ -389,7 +389,7 @@ def test_a_run_ends_with_its_result(run, world: Path, tmp_path: Path) -> None:
     assert int(first["kept"]) == own.loc["network_voxels_fwe05", "observed"]
     assert page == f"Report: {out / 'report.html'}"
     again = run("report", out)
-    assert (again[0], again[1]) == (0, shown)
+    assert (again[0], again[1]) == (0, f"{shown}Figures: {out / 'figures'}\n")
     code, shown, _ = run("run", world / "study.toml", "--out", tmp_path / "results", "--json")
     found = json.loads(shown)
     assert [row["direction"] for row in found["networks"]] == ["increase", "decrease"]

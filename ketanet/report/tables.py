@@ -203,11 +203,12 @@ def cohorts_table(results: Results) -> Table:
     rows = [
         ["role", *(str(cohort["role"]) for cohort in facts.values())],
         ["people", *(whole(cohort["subjects"]) for cohort in facts.values())],
-        ["left out", *(whole(len(cohort.get("left_out", {}))) for cohort in facts.values())],
         ["chosen by", *(str(cohort.get("where") or "everyone") for cohort in facts.values())],
         ["frames a person", *("–".join(f"{n:,}" for n in sorted(set(c["frames"]))) for c in facts.values())],
         ["repetition time (s)", *(listed(f"{t:g}" for t in cohort["tr_s"]) for cohort in facts.values())],
     ]
+    if any(cohort.get("left_out") for cohort in facts.values()):
+        rows.insert(2, ["left out", *(whole(len(cohort.get("left_out", {}))) for cohort in facts.values())])
     for name in known:
         cells = [_measured(cohort.get("quality", {}).get(name), MEASURES[name].decimals) for cohort in facts.values()]
         rows.append([MEASURES[name].meaning, *cells])

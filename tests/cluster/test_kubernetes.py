@@ -633,7 +633,7 @@ def test_an_image_that_is_not_there(api: _Api, monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_room(api: _Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ketanet.clusters.kubernetes.LOOK_SECONDS", 0.2)
-    monkeypatch.setattr("ketanet.clusters.kubernetes.START_SECONDS", 0.5)
+    monkeypatch.setattr("ketanet.clusters.kubernetes.START_SECONDS", 6.0)
     said = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
     api.pod_state = {"phase": "Pending", "conditions": [said]}
     with pytest.raises(KetanetError, match=r"no node has room for its pod \(0/3 nodes are available\)"):
