@@ -98,7 +98,6 @@ def run_study(
     if skip_bad:
         inputs = inputs.without_damaged()
     limits = _Limits(workers, memory_limit, worker_memory)
-    require_visible([str(cohort.attrs["store"]) for cohort in inputs.cohorts.values()], out)
     if not storage.is_remote(out):
         refuse_inputs_inside(study, Path(path), Path(out))
         _run_in(Path(out), inputs, Path(path), force, limits, Path(out).absolute() / PARTIALS)
@@ -125,6 +124,9 @@ def _run_in(folder: Path, inputs: Inputs, source: Path, force: bool, limits: _Li
     ):
         cost = plan(list(passes(inputs, None).values()), draws=draws_sizes(inputs), workers=limits.workers)
         cost.require(limits.memory, of_worker=limits.of_worker)
+    stores = [str(cohort.attrs["store"]) for cohort in inputs.cohorts.values()]
+    # results that go to an object store are written by this process
+    require_visible(stores, folder if isinstance(partials, Path) else None)
     description = {
         "Name": inputs.study.name,
         "BIDSVersion": "1.10.0",
