@@ -34,7 +34,6 @@ pytestmark = [
 ]
 
 PATIENCE = 180.0  # s that anything may take
-KILLS = 20
 STORES = ("group.zarr", "group_radius-16.zarr", "networks.zarr")
 
 STUDY = """
@@ -206,52 +205,7 @@ def partials_of(out: Path) -> list[Path]:
     return sorted((out / "partials").glob(f"*{SUFFIX}"))
 
 
-# --- killed
-
-
-def alive(run: subprocess.Popen[str], world: World) -> list[psutil.Process]:
-    """The driver, and those of its workers that are up."""
-    up, found = world.up(), []
-    with suppress(psutil.Error):
-        driver = psutil.Process(run.pid)
-        found = [driver, *(child for child in driver.children(recursive=True) if child.pid in up)]
-    return found
-
-
-def test_twenty_random_kills_over_driver_and_workers(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A killed driver is started again, a killed worker is replaced by Dask, and a study that is done by another one;
-    what comes too late to disturb a pass does not count."""
-    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", str(world.preload))
-    draw, kills, studies = random.Random(11), {"driver": 0, "worker": 0}, 0
-    end = time.monotonic() + 4 * PATIENCE
-    while sum(kills.values()) < KILLS:
-        assert time.monotonic() < end, f"the kills came too late to show anything: {kills}"
-        out = tmp_path / str(studies)
-        with process(world.words(out, "--cluster", "processes", "--workers", "2")) as run:
-            wait_until(lambda run=run, out=out: run.poll() is not None or (out / "partials").exists(), "no pass")
-            while run.poll() is None and sum(kills.values()) < KILLS:
-                time.sleep(draw.uniform(0.05, 1.0))
-                found = alive(run, world)
-                if len(found) < 2 or (out / "group.zarr").exists():
-                    continue
-                # a driver costs as much to start as many workers
-                victim = found[0] if draw.random() < 0.25 else draw.choice(found[1:])
-                victim.kill()
-                kills["driver" if victim.pid == run.pid else "worker"] += 1
-                if victim.pid == run.pid:
-                    break
-            said, _ = run.communicate(timeout=PATIENCE)
-        if run.returncode == 0:
-            world.check(out)
-            studies += 1
-        elif run.returncode != -signal.SIGKILL:  # Dask gives a task up that lost four workers
-            assert "lost its worker again and again" in the_line(said)
-    assert min(kills.values()) >= 2, kills
-    done(world.words(tmp_path / str(studies), "--workers", "2"))
-    world.check(tmp_path / str(studies))
-    assert not list(tmp_path.glob("*/*.partial"))
+# --- a scheduler that is gone
 
 
 def test_a_run_goes_on_where_its_scheduler_died(world: World, tmp_path: Path) -> None:
