@@ -17,7 +17,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 import ketanet.lock
@@ -96,10 +95,6 @@ class World:
     @property
     def preload(self) -> Path:
         return self.folder / "slow.py"
-
-    def up(self) -> set[int]:
-        """Processes that have been workers."""
-        return {int(path.name) for path in (self.folder / "up").iterdir()}
 
     def words(self, out: Path, *more: str) -> list[str]:
         return [*KETANET, "run", str(self.folder / "study.toml"), "--out", str(out), *more]
