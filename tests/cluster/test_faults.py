@@ -335,7 +335,7 @@ def disk(folder: Path, size: str) -> Iterator[Callable[[str], None]]:
 
 
 @pytest.mark.parametrize("cluster", ["threads", "processes"])
-@pytest.mark.parametrize("size", ["24k", "400k"])
+@pytest.mark.parametrize("size", ["24k"])
 def test_a_full_disk_is_one_line_and_the_run_goes_on(world: World, tmp_path: Path, cluster: str, size: str) -> None:
     """Full at once, or in mid-store."""
     with disk(tmp_path / "disk", size) as resize:
