@@ -64,7 +64,7 @@ def test_an_array_of_parts_one_of_which_fails_and_is_redone(people: People, tmp_
     assert found[3].startswith("part 3/3: 4 subjects")
     assert not (tmp_path / "c.zarr").exists()
     sbatch(tmp_path, people, "--wait", code=2)
-    # what the part did beside the bad subject before it stopped depends on the moment: others may be missing too, or not
+    # what the part did beside the bad subject before it stopped depends on the moment: others may be missing too
     ways = ("run --part 2/3 again, then --finish", "run again, with the same options, --part 2/3; then --finish")
     assert sum(way in said(tmp_path) for way in ways) == 1
 
