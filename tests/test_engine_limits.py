@@ -20,10 +20,13 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks.people import ball, series_of, write_cohort  # noqa: E402
-from ketanet import compute  # noqa: E402
 from ketanet.cli import main  # noqa: E402
 from ketanet.cohort import CohortPlan, CohortWriter, Subject, open_cohort  # noqa: E402
-from ketanet.compute import connect, open_results  # noqa: E402
+from ketanet.compute import (  # noqa: E402
+    connect,
+    machine,
+    open_results,
+)
 from ketanet.grid import ParcelGrid, VolumeGrid  # noqa: E402
 from ketanet.group import one_sample  # noqa: E402
 from ketanet.kernels import fisher  # noqa: E402
@@ -350,15 +353,15 @@ def test_the_limit_of_a_job_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (folder / limit).write_text(f"{allowed}\n")
         (folder / used).write_text("2900000\n")
         (folder / "memory.stat").write_text("anon 400000\nactive_file 1000000\ninactive_file 1500000\n")
-    monkeypatch.setattr(compute, "_CGROUP_OF_PROCESS", tmp_path / "own")
-    monkeypatch.setattr(compute, "_CGROUPS", tmp_path / "groups")
-    assert compute.available_memory() == 3_000_000 - 400_000
+    monkeypatch.setattr(machine, "_CGROUP_OF_PROCESS", tmp_path / "own")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "groups")
+    assert machine.available_memory() == 3_000_000 - 400_000
     (job / "memory.stat").unlink()
-    assert compute.available_memory() == 100_000
+    assert machine.available_memory() == 100_000
     (job / used).write_text("3500000")
-    assert compute.available_memory() == 0
+    assert machine.available_memory() == 0
     (tmp_path / "own").unlink()
-    assert compute.available_memory() > 2**20
+    assert machine.available_memory() > 2**20
 
 
 # --- sizes refused

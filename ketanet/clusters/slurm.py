@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from dask.utils import parse_bytes
 
 from ketanet.clusters.connecting import patience, security_of, warn_unencrypted
 from ketanet.clusters.settings import Slurm, walltime_seconds
-from ketanet.compute import Connection
+from ketanet.compute import Connection, end_computation
 from ketanet.errors import InputError, KetanetError
 
 log = logging.getLogger("ketanet")
@@ -189,7 +188,7 @@ class Watchdog:
         for name, job in gone.items():
             self._judge(job)
             if self.fault is not None:
-                self._give_up()
+                end_computation(self._client, self._over)
                 return
             self._cluster.sync(self._forget, name)
         if gone and self._settings.adaptive is None:
@@ -239,14 +238,3 @@ class Watchdog:
         with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
             return [line.strip()[:300] for line in deque(file, 3)]
         return []
-
-    def _give_up(self) -> None:
-        """End what is being computed; the error it ends with is explained by the fault."""
-        from distributed import Future
-
-        end = time.monotonic() + 30
-        while time.monotonic() < end and not self._over.is_set():
-            # a graph that is still on its way to the scheduler is met by the next turn
-            futures: list[Any] = [Future(key, self._client) for key in list(self._client.futures)]
-            self._client.cancel(futures, force=True)
-            self._over.wait(0.5)
