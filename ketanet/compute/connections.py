@@ -1,0 +1,297 @@
+"""Schedulers: what runs tasks, here or elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+import dask
+
+from ketanet.compute.machine import available_cores
+from ketanet.errors import InputError, KetanetError
+
+PLAIN = ("threads", "synchronous", "processes")
+"""What :func:`connect` knows by name."""
+_SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "inproc")
+
+LOST_WORKER_SECONDS = 600
+"""How long a worker process that died may take to be back. Dask gives it up for good after 15 s, which a slow or
+busy disk exceeds; with the last one given up, a computation would wait for ever."""
+
+_LOOK_SECONDS: Final = 1.0
+_MOST_FAILED: Final = 10
+_OVER: Final = ("closing", "closed", "failed")
+
+log = logging.getLogger("ketanet")
+
+
+class _Closable(Protocol):
+    def close(self) -> Any: ...
+
+
+class Connection:
+    """A running scheduler; a context manager. Made by :func:`connect`.
+
+    Attributes
+    ----------
+    name : str
+        What runs: threads, processes, the address of a scheduler or the name of a cluster file.
+    workers : int
+        Tasks that run side by side.
+    memory : int or None
+        Bytes that each of them may take; None where they share this machine's.
+    client : distributed.Client or None
+        What talks to the scheduler of a cluster.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        workers: int,
+        closing: Sequence[_Closable | Any] = (),
+        *,
+        memory: int | None = None,
+        client: Any = None,
+        explain: Callable[[BaseException], str | None] | None = None,
+    ) -> None:
+        self.name = name
+        self.workers = workers
+        self.memory = memory
+        self.client = client
+        self._closing = [_Quiet("distributed.client"), *closing, client] if client is not None else list(closing)
+        self._explain = explain
+
+    def refresh(self) -> None:
+        """Count the workers of a cluster anew, and the memory of the smallest."""
+        found = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+        self.workers = sum(worker["nthreads"] for worker in found)
+        sizes = [worker["memory_limit"] // worker["nthreads"] for worker in found if worker["memory_limit"]]
+        self.memory = min(sizes, default=None)
+
+    def close(self) -> None:
+        """Stop what :func:`connect` started."""
+        while self._closing:
+            self._closing.pop().close()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        said = None if error is None else self._said_of(error)
+        self.close()
+        if said is not None:
+            raise KetanetError(said) from error
+
+    def _said_of(self, error: BaseException) -> str | None:
+        """What an error means, in words, where it comes from the cluster."""
+        if self._explain and (said := self._explain(error)):
+            return said
+        if type(error).__name__ == "KilledWorker":
+            return (
+                f"{self.name}: a task lost its worker again and again, mostly for want of memory; finished parts are "
+                "kept: run the same again, with fewer or larger workers"
+            )
+        ours = isinstance(error, (KetanetError, KeyboardInterrupt, SystemExit))
+        if not ours and self.client is not None and self.client.status != "running":
+            return (
+                f"{self.name}: the scheduler is gone or cannot be reached any more; finished parts are kept: start it "
+                "again, then run the same again"
+            )
+        return None
+
+    def __repr__(self) -> str:
+        return f"<ketanet connection: {self.name}, {self.workers} workers>"
+
+
+class _Quiet:
+    """Keeps a logger still until closed: what it would say ends the run, and is said there."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL)
+
+    def close(self) -> None:
+        self._logger.setLevel(self._level)
+
+
+class Setting:
+    """Keeps a dask configuration until closed."""
+
+    def __init__(self, **values: Any) -> None:
+        self._config = dask.config.set(values)
+        self._config.__enter__()
+
+    def close(self) -> None:
+        self._config.__exit__(None, None, None)
+
+
+def connect(where: str = "threads", *, workers: int | None = None) -> Connection:
+    """Choose where computations run.
+
+    Parameters
+    ----------
+    where : str
+        ``"threads"`` (this process), ``"synchronous"`` (one thread, for debugging), ``"processes"`` (a Dask cluster on
+        this machine), or the address of a running scheduler such as ``tcp://10.0.0.1:8786``.
+    workers : int, optional
+        Number of threads or processes; default: the CPU cores this process may use.
+
+    Returns
+    -------
+    Connection
+        Closing it (or leaving its ``with`` block) ends what was started here; a remote scheduler keeps running.
+
+    Raises
+    ------
+    InputError
+        The name is not known, or the scheduler does not answer.
+
+    Examples
+    --------
+    >>> with connect("threads", workers=2) as connection:
+    ...     connection.workers
+    2
+    """
+    count = available_cores() if workers is None else workers
+    if count < 1:
+        raise InputError(f"workers is {workers}; at least 1 is needed")
+    if where == "threads":
+        return Connection("threads", count, [Setting(scheduler="threads", num_workers=count)])
+    if where == "synchronous":
+        return Connection("synchronous", 1, [Setting(scheduler="synchronous")])
+    if where == "processes":
+        return connect_processes(count)
+    if "://" in where:
+        return connect_address(where)
+    raise InputError(
+        f"cluster {where!r} is not known; use threads, processes, or the address of a scheduler (tcp://host:port)"
+    )
+
+
+def connect_processes(
+    count: int, *, name: str = "processes", memory: int | None = None, options: Mapping[str, Any] | None = None
+) -> Connection:
+    """Worker processes on this machine, with further options of :class:`distributed.LocalCluster`."""
+    from distributed import Client, LocalCluster
+
+    patience = Setting(**{"distributed.deploy.lost-worker-timeout": f"{LOST_WORKER_SECONDS} s"})
+    try:
+        # spawn, because zarr's event loop does not survive a fork
+        with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address=None,
+                # the scheduler serves its state over HTTP all the same: any port, so that two runs get along, and here
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                silence_logs=logging.CRITICAL,  # a task's error is raised here; its worker would tell it too
+                **(options or {}),
+            )
+    except RuntimeError as error:
+        patience.close()
+        raise KetanetError(f"the worker processes could not be started ({error}); run again") from error
+    client = Client(cluster)
+    replacing = _Replacing(cluster, client, count, name)
+    return Connection(
+        name, count, [patience, cluster, replacing], memory=memory, client=client, explain=lambda _: replacing.fault
+    )
+
+
+class _Replacing:
+    """Starts worker processes anew that Dask has given up, and ends a run whose workers cannot be kept up.
+
+    Dask restarts a process that dies, but not one that dies while it starts: with the last one gone in that way, a
+    computation would wait for ever.
+    """
+
+    def __init__(self, cluster: Any, client: Any, count: int, name: str) -> None:
+        self._cluster, self._client, self._count, self._name = cluster, client, count, name
+        self._in_a_row = 0
+        self.fault: str | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="ketanet-processes", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(_LOOK_SECONDS):
+            try:
+                given_up = self._cluster.sync(self._replace)
+            except Exception as error:  # a cluster that is closing
+                log.debug("worker processes could not be looked at (%s)", error)
+                continue
+            if not given_up:
+                continue
+            log.warning("%d worker processes ended while they started; others take their place", given_up)
+            self._in_a_row = 0 if self._client.scheduler_info(n_workers=-1)["workers"] else self._in_a_row + given_up
+            if self._in_a_row >= _MOST_FAILED:
+                self.fault = (
+                    f"{self._name}: {self._in_a_row} worker processes in a row ended while they started, mostly for "
+                    "want of memory; finished parts are kept: run the same again, with fewer workers"
+                )
+                end_computation(self._client, self._over)
+                return
+
+    async def _replace(self) -> int:
+        """Have processes started for those that are over; how many there were."""
+        over = [name for name, nanny in self._cluster.workers.items() if nanny.status.name in _OVER]
+        for name in over:
+            self._cluster.workers.pop(name)
+            self._cluster.worker_spec.pop(name, None)
+        if over:
+            self._cluster.scale(self._count)
+        return len(over)
+
+
+def end_computation(client: Any, over: threading.Event) -> None:
+    """End what a client has computed, for 30 s or until it is over; what waits for it gets an error."""
+    from distributed import Future
+
+    end = time.monotonic() + 30
+    while time.monotonic() < end and not over.is_set():
+        # a graph that is still on its way to the scheduler is met by the next turn
+        futures: list[Any] = [Future(key, client) for key in list(client.futures)]
+        client.cancel(futures, force=True)
+        over.wait(0.5)
+
+
+def connect_address(address: str, *, security: Any = None) -> Connection:
+    """A scheduler that runs already."""
+    from distributed import Client
+
+    scheme = address.split("://")[0]
+    if scheme not in _SCHEMES:
+        raise InputError(f"{address}: schedulers speak {', '.join(_SCHEMES)}; {scheme!r} is none of these")
+    try:
+        client = Client(address, timeout="30s", security=security)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"no scheduler answers at {address} within 30 s ({said}); check address, certificates and firewall"
+        ) from error
+    connection = Connection(address, 1, client=client)
+    connection.refresh()
+    return connection
+
+
+def wide_window() -> int:
+    """Tasks worth having under way at once: two for each worker thread of a cluster, one for each core here."""
+    try:
+        from distributed import default_client
+
+        client = default_client()
+    except (ImportError, ValueError):
+        return available_cores()
+    return max(available_cores(), 2 * sum(client.nthreads().values()))
