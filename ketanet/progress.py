@@ -93,7 +93,7 @@ class PassProgress(Callback, _Counter):
     def __enter__(self) -> PassProgress:
         client = getattr(get_scheduler(), "__self__", None)
         if hasattr(client, "get_task_stream"):
-            self._setting = dask.config.set(scheduler=partial(self._follow, client))
+            self._setting = dask.config.set(scheduler=_Following(self._follow, client))
             self._setting.__enter__()
         super().__enter__()
         return self
@@ -144,6 +144,14 @@ class PassProgress(Callback, _Counter):
                 self._count(record["key"])
             if last:
                 return
+
+
+class _Following(partial[Any]):
+    """A scheduler for Dask's configuration, which goes to every worker process that is started meanwhile; there it is
+    what a client leaves in it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, ("dask.distributed",)
 
 
 def _latest(client: Any) -> float:

@@ -199,22 +199,20 @@ def connect_processes(
         patience.close()
         raise KetanetError(f"the worker processes could not be started ({error}); run again") from error
     client = Client(cluster)
-    replacing = _Replacing(cluster, client, count, name)
+    watchdog = _Watchdog(cluster, client, count, name)
     return Connection(
-        name, count, [patience, cluster, replacing], memory=memory, client=client, explain=lambda _: replacing.fault
+        name, count, [patience, cluster, watchdog], memory=memory, client=client, explain=lambda _: watchdog.fault
     )
 
 
-class _Replacing:
-    """Starts worker processes anew that Dask has given up, and ends a run whose workers cannot be kept up.
-
-    Dask restarts a process that dies, but not one that dies while it starts: with the last one gone in that way, a
-    computation would wait for ever.
+class _Watchdog:
+    """Looks after worker processes: those that Dask has given up are started anew, and a run is ended whose workers
+    end again and again as they start, which Dask would repeat for ever.
     """
 
     def __init__(self, cluster: Any, client: Any, count: int, name: str) -> None:
         self._cluster, self._client, self._count, self._name = cluster, client, count, name
-        self._in_a_row = 0
+        self._tried: set[int] = set()  # processes started since a worker was up
         self.fault: str | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="ketanet-processes", daemon=True)
@@ -228,31 +226,29 @@ class _Replacing:
     def _watch(self) -> None:
         while not self._over.wait(_LOOK_SECONDS):
             try:
-                given_up = self._cluster.sync(self._replace)
+                self._cluster.sync(self._look)
             except Exception as error:  # a cluster that is closing
-                log.debug("worker processes could not be looked at (%s)", error)
-                continue
-            if not given_up:
-                continue
-            log.warning("%d worker processes ended while they started; others take their place", given_up)
-            self._in_a_row = 0 if self._client.scheduler_info(n_workers=-1)["workers"] else self._in_a_row + given_up
-            if self._in_a_row >= _MOST_FAILED:
+                log.debug("the worker processes could not be looked at (%s)", error)
+            if len(self._tried) >= max(_MOST_FAILED, 3 * self._count):
                 self.fault = (
-                    f"{self._name}: {self._in_a_row} worker processes in a row ended while they started, mostly for "
+                    f"{self._name}: {len(self._tried)} worker processes in a row ended while they started, mostly for "
                     "want of memory; finished parts are kept: run the same again, with fewer workers"
                 )
                 end_computation(self._client, self._over)
                 return
 
-    async def _replace(self) -> int:
-        """Have processes started for those that are over; how many there were."""
-        over = [name for name, nanny in self._cluster.workers.items() if nanny.status.name in _OVER]
+    async def _look(self) -> None:
+        nannies = self._cluster.workers
+        if self._cluster.scheduler.workers:
+            self._tried.clear()
+        else:
+            self._tried |= {nanny.pid for nanny in nannies.values() if nanny.pid}
+        over = [name for name, nanny in nannies.items() if nanny.status.name in _OVER]
         for name in over:
-            self._cluster.workers.pop(name)
+            nannies.pop(name)
             self._cluster.worker_spec.pop(name, None)
         if over:
             self._cluster.scale(self._count)
-        return len(over)
 
 
 def end_computation(client: Any, over: threading.Event) -> None:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 import ketanet.lock
@@ -33,6 +34,7 @@ pytestmark = [
 ]
 
 PATIENCE = 180.0  # s that anything may take
+KILLS = 20
 STORES = ("group.zarr", "group_radius-16.zarr", "networks.zarr")
 
 STUDY = """
@@ -70,6 +72,15 @@ async def dask_setup(worker):
     Path("{folder}", "up", str(os.getpid())).touch()
 """
 
+DEADLY = (
+    SLOW
+    + """
+if Path("{folder}", "now").exists():
+    Path("{folder}", "died-" + str(os.getpid())).touch()
+    os._exit(9)
+"""
+)
+
 OTHER_VERSION = """
 import importlib.metadata
 
@@ -95,6 +106,10 @@ class World:
     @property
     def preload(self) -> Path:
         return self.folder / "slow.py"
+
+    def up(self) -> set[int]:
+        """Processes that have been workers."""
+        return {int(path.name) for path in (self.folder / "up").iterdir()}
 
     def words(self, out: Path, *more: str) -> list[str]:
         return [*KETANET, "run", str(self.folder / "study.toml"), "--out", str(out), *more]
@@ -166,7 +181,17 @@ def the_line(said: str) -> str:
     lines = said.splitlines()
     told = [line for line in lines if line.startswith("error: ")]
     assert len(told) == 1, said
-    known = ("error: ", "warning: ", "group: ", "networks: ", "maps: ", "tables: ", "report: ", "a partial result")
+    known = (
+        "error: ",
+        "warning: ",
+        "group: ",
+        "networks: ",
+        "maps: ",
+        "tables: ",
+        "report: ",
+        "a partial result",
+        "worker proc",
+    )
     assert [line for line in lines if line and not line.startswith(known)] == [], said
     assert "(--debug shows where)" not in told[0]
     return told[0]
@@ -198,6 +223,102 @@ def worker_words(address: str, *more: str) -> list[str]:
 
 def partials_of(out: Path) -> list[Path]:
     return sorted((out / "partials").glob(f"*{SUFFIX}"))
+
+
+# --- killed
+
+
+def alive(run: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The driver, and its workers, those too that are still starting."""
+    found = []
+    with suppress(psutil.Error):
+        found = [psutil.Process(run.pid)]
+        for child in found[0].children():
+            with suppress(psutil.Error):  # a zombie
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child)
+    return found
+
+
+def test_twenty_random_kills_over_driver_and_workers(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed driver is started again, a killed worker is replaced, and a study that is done by another one; what
+    comes too late to disturb a pass does not count."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", str(world.preload))
+    draw, kills, studies = random.Random(11), {"driver": 0, "worker": 0}, 0
+    end = time.monotonic() + 4 * PATIENCE
+    while sum(kills.values()) < KILLS:
+        out = tmp_path / str(studies)
+        with process(world.words(out, "--cluster", "processes", "--workers", "2")) as run:
+            wait_until(lambda run=run, out=out: run.poll() is not None or (out / "partials").exists(), "no pass")
+            while run.poll() is None and sum(kills.values()) < KILLS:
+                assert time.monotonic() < end, f"the kills came too late to show anything: {kills}"
+                time.sleep(draw.uniform(0.05, 1.5))
+                found = alive(run)
+                if not world.up() & {one.pid for one in found} or (out / "group.zarr").exists():
+                    continue
+                # a driver costs as much to start as many workers
+                victim = found[0] if draw.random() < 0.2 else draw.choice(found[1:])
+                victim.kill()
+                kills["driver" if victim.pid == run.pid else "worker"] += 1
+                if victim.pid == run.pid:
+                    break
+            said, _ = run.communicate(timeout=PATIENCE)
+        if run.returncode == 0:
+            world.check(out)
+            studies += 1
+        elif run.returncode != -signal.SIGKILL:  # Dask gives a task up that lost four workers
+            assert "lost its worker again and again" in the_line(said)
+    assert min(kills.values()) >= 2, kills
+    done(world.words(tmp_path / str(studies), "--workers", "2"))
+    world.check(tmp_path / str(studies))
+    assert not list(tmp_path.glob("*/*.partial"))
+
+
+def test_workers_that_all_die_while_they_start_are_replaced(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", str(world.preload))
+    out = tmp_path / "out"
+    with process(world.words(out, "--cluster", "processes", "--workers", "2")) as run:
+        wait_until(lambda: run.poll() is not None or partials_of(out), "nothing was kept")
+        seen: set[int] = set()
+        for _ in range(3):  # those that work, and then twice those that start in their place
+            wait_until(lambda: len({one.pid for one in alive(run)[1:]} - seen) == 2, "they were not replaced")
+            for worker in alive(run)[1:]:
+                seen.add(worker.pid)
+                worker.kill()
+        said, _ = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, said
+    assert len(seen) >= 6
+    world.check(out)
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_workers_that_do_not_start_again_are_tried_again_or_end_the_run_in_one_line(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
+) -> None:
+    """Dask would start them for ever."""
+    (tmp_path / "up").mkdir()
+    (tmp_path / "deadly.py").write_text(DEADLY.format(folder=tmp_path))
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", str(tmp_path / "deadly.py"))
+    out = tmp_path / "out"
+    with process(world.words(out, "--cluster", "processes", "--workers", "2")) as run:
+        wait_until(lambda: run.poll() is not None or partials_of(out), "nothing was kept")
+        (tmp_path / "now").touch()
+        for worker in alive(run)[1:]:
+            worker.kill()
+        if not for_good:
+            wait_until(lambda: len(list(tmp_path.glob("died-*"))) >= 4, "they were not tried again")
+            (tmp_path / "now").unlink()
+        said, _ = run.communicate(timeout=PATIENCE)
+    assert run.returncode == for_good, said
+    if for_good:
+        assert "worker processes in a row ended while they started" in the_line(said)
+        assert not (out / "group.zarr").exists()
+        done(world.words(out, "--workers", "2"))
+    world.check(out)
 
 
 # --- a scheduler that is gone
