@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -147,6 +148,15 @@ def test_people_are_counted_on_a_cluster(
         assert dask.config.get("scheduler") == "dask.distributed"
         saved = save(group, tmp_path / "g.zarr")
     np.testing.assert_array_equal(saved["t"].values, group["t"].values)
+
+
+def test_worker_processes_can_be_started_while_people_are_counted(address: str) -> None:
+    """Dask's configuration goes to each of them, as it was before."""
+    with connect(address):
+        before = pickle.dumps(dask.config.global_config)
+        with PassProgress():
+            assert dask.config.get("scheduler") != "dask.distributed"
+            assert pickle.loads(pickle.dumps(dask.config.global_config)) == pickle.loads(before)
 
 
 def test_a_cluster_that_fails_says_so_and_all_is_as_before(address: str) -> None:
