@@ -119,14 +119,17 @@ class _Limits:
 
 
 def _run_in(folder: Path, inputs: Inputs, source: Path, force: bool, limits: _Limits, partials: Path | str) -> None:
-    if not Ledger(folder).is_done(
+    is_done = Ledger(folder).is_done(
         "pass", digest(pass_facts(inputs)), [p.name for p in group_paths(inputs, folder).values()]
-    ):
-        cost = plan(list(passes(inputs, None).values()), draws=draws_sizes(inputs), workers=limits.workers)
+    )
+    draws = draws_sizes(inputs)
+    if not is_done:
+        cost = plan(list(passes(inputs, None).values()), draws=draws, workers=limits.workers)
         cost.require(limits.memory, of_worker=limits.of_worker)
-    stores = [str(cohort.attrs["store"]) for cohort in inputs.cohorts.values()]
-    # results that go to an object store are written by this process
-    require_visible(stores, folder if isinstance(partials, Path) else None)
+    if not is_done or draws or inputs.study.robustness.people:  # else no worker has anything to do, and none is waited for
+        stores = [str(cohort.attrs["store"]) for cohort in inputs.cohorts.values()]
+        # results that go to an object store are written by this process
+        require_visible(stores, folder if isinstance(partials, Path) else None)
     description = {
         "Name": inputs.study.name,
         "BIDSVersion": "1.10.0",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from ketanet.simulate import demo_grid, simulate_cohort, simulate_coordinates
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 TOOLS = ("sbatch", "slurmctld", "slurmd", "munged")
-PATIENCE = 180.0  # s that anything may take
+PATIENCE = 300.0  # s that anything may take
 
 pytestmark = [
     pytest.mark.slow,
@@ -157,8 +158,10 @@ def no_jobs_left() -> None:
         time.sleep(0.2)
 
 
-def assert_same(one: Path, other: Path) -> None:
-    for name in ("group.zarr", "group_radius-16.zarr", "networks.zarr"):
+def assert_same(
+    one: Path, other: Path, names: Sequence[str] = ("group.zarr", "group_radius-16.zarr", "networks.zarr")
+) -> None:
+    for name in names:
         a, b = open_results(one / name).load(), open_results(other / name).load()
         xr.testing.assert_identical(a, b)
         for variable in a.data_vars:
@@ -181,14 +184,23 @@ def wait_for_workers(connection: Connection, count: int) -> None:
     connection.client.wait_for_workers(count, timeout=PATIENCE)
 
 
-def test_a_study_on_slurm_is_that_of_threads(study: Path, cluster: Callable[..., Path], tmp_path: Path) -> None:
-    out = tmp_path / "results"
-    run(study, "run", "study.toml", "--out", str(out), "--cluster", str(cluster()))
-    assert_same(out, study / "threads")
+def test_the_demo_on_slurm_is_that_of_threads(cluster: Callable[..., Path], tmp_path: Path) -> None:
+    """Named as users name it: a file of this name in the folder ``cluster``."""
+    run(tmp_path, "demo", "--out", "demo")
+    (tmp_path / "cluster").mkdir()
+    cluster().rename(tmp_path / "cluster" / "slurm.toml")
+    run(tmp_path, "run", "demo/inputs/study.toml", "--out", "results", "--cluster", "slurm")
+    names = ("group.zarr", "group_radius-1.zarr", "group_radius-7.zarr", "networks.zarr")
+    assert_same(tmp_path / "results", tmp_path / "demo" / "results", names)
+    for table in ("canonical.tsv", "clusters.tsv"):
+        tables = [tmp_path / folder / "tables" / table for folder in ("results", "demo/results")]
+        assert tables[0].read_bytes() == tables[1].read_bytes()
     no_jobs_left()
     logs = list((tmp_path / "logs").glob("ketanet-*.err"))
     assert len(logs) == 2
     assert "tls://127.0.0.1" in logs[0].read_text()
+    told = json.loads((tmp_path / "results" / "provenance.json").read_text())
+    assert "slurm" in json.dumps(told)
 
 
 def test_a_cluster_is_checked_from_its_workers(
