@@ -143,14 +143,17 @@ def _batch(
     reduce: Reduce,
     path: Path,
 ) -> Any:
-    """Delayed work of one batch; ends with its result on disk."""
+    """Delayed work of one batch; ends with its result on disk, from when on its tasks have nothing to do: a cluster
+    repeats them when it loses the worker that did them."""
     scratch = path.with_suffix(".signals.npy")
     if _is_dense(StoredRows(*source), rows, weights, signal):
         column, own = columns[0]
-        part = dask.delayed(_column_t)(source, rows, weights.shape[0], column, own, (weights, signal))
+        part = dask.delayed(_column_t)(source, rows, weights.shape[0], column, own, (weights, signal), path)
         return dask.delayed(_reduce)([part], reduce, path, scratch)
-    signals = dask.delayed(_write_signals)(source, rows, weights, signal, scratch)
-    parts = [dask.delayed(_column_t)(source, rows, weights.shape[0], column, own, signals) for column, own in columns]
+    signals = dask.delayed(_write_signals)(source, rows, weights, signal, scratch, path)
+    parts = [
+        dask.delayed(_column_t)(source, rows, weights.shape[0], column, own, signals, path) for column, own in columns
+    ]
     return dask.delayed(_reduce)(parts, reduce, path, scratch)
 
 
@@ -161,8 +164,12 @@ def _is_dense(stored: StoredRows, rows: list[int], weights: Weights, signal: str
     return not any(stored.segments(row) for row in rows)
 
 
-def _write_signals(source: tuple[str, str], rows: list[int], weights: Weights, signal: str, path: Path) -> Path:
+def _write_signals(
+    source: tuple[str, str], rows: list[int], weights: Weights, signal: str, path: Path, result: Path
+) -> Path:
     """Seed signals (subject, seed, time) of a batch, in a scratch file: at 40 seeds a megabyte a person."""
+    if result.exists():
+        return path
     stored = StoredRows(*source)
     stored.require_content()
     buffer = stored.buffer()
@@ -184,9 +191,12 @@ def _column_t(
     column: slice,
     targets: NDArray[np.int64],
     given: Path | tuple[Weights, str],
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    result: Path,
+) -> tuple[NDArray[np.float32], NDArray[np.int32]] | None:
     """t (seed, target) and n of one column of chunks, all people streamed in their order; seed signals from a scratch
     file, or from weights and the rows themselves."""
+    if result.exists():
+        return None
     stored = StoredRows(*source)
     signals_of = _signals_in_file(given) if isinstance(given, Path) else _signals_of_rows(*given)
     total = Moments.zeros(n_seeds, len(targets))
@@ -225,6 +235,8 @@ def _signals_of_rows(weights: Weights, signal: str) -> _SignalsOf:
 def _reduce(
     parts: list[tuple[NDArray[np.float32], NDArray[np.int32]]], reduce: Reduce, path: Path, scratch: Path
 ) -> None:
+    if path.exists():
+        return
     t = np.concatenate([part[0] for part in parts], axis=1)
     widest = max(len(part[1]) for part in parts)
     n = np.concatenate([np.broadcast_to(p[1], (widest, p[1].shape[1])) for p in parts], axis=1)

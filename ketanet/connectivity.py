@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,12 @@ from numpy.typing import NDArray
 from ketanet import spec, storage
 from ketanet.cohort import StoredRows
 from ketanet.compute import FAN_IN, one_blas_thread, subjects_per_task, tree
-from ketanet.errors import InputError
+from ketanet.errors import InputError, KetanetError
 from ketanet.grid import grid_from_attrs, require_same_grid
 from ketanet.kernels.fisher import has_fast_path
 from ketanet.kernels.glm import ProductAccumulator, Products, merge_products, sums_per_voxel
 from ketanet.kernels.moments import Accumulator, Moments, Subject, Weights, merge, seed_signals, z_map
-from ketanet.partials import SUFFIX, is_whole, read_partial, write_partial_if_due
+from ketanet.partials import SUFFIX, is_there, is_whole, read_partial, write_partial_if_due
 from ketanet.progress import task_name
 from ketanet.seeds import seed_weights
 
@@ -119,25 +121,26 @@ def moments(
     # handed to every task by key, not copied into each
     weights = seed_weights(seeds)
     shared = dask.delayed((weights, targets), pure=True)
-    batch = dask.delayed(_batch_moments if columns is None else _batch_products, pure=True)
+    work = _batch_moments if columns is None else _batch_products
+    part = dask.delayed(_unless_kept, pure=True)
     step = subjects_per_task(len(rows))
     source = source_of(cohort)
     key = pass_key(source[1], weights, targets, signal)
     if columns is not None:
         key = hashlib.sha256(key.encode() + np.ascontiguousarray(columns).tobytes()).hexdigest()
+    size = partial_bytes(weights.shape[0], len(targets), 0 if columns is None else columns.shape[1])
+    kind, join = (Moments, merge) if columns is None else (Products, merge_products)
+    keeper = None if partials is None else _Keeper(partials, key, kind, rows, step, size, row_bytes(cohort))
     parts = []
-    for start in range(0, len(rows), step):
+    for number, start in enumerate(range(0, len(rows), step)):
         own = rows[start : start + step]
         name = task_name(
             len(own), len(own) * row_bytes(cohort), hashlib.sha256(f"{key} {own}".encode()).hexdigest()[:24]
         )
         design = () if columns is None else (columns[start : start + step],)
-        parts.append(batch(source, own, shared, signal, *design, dask_key_name=name))
-    kind, join = (Moments, merge) if columns is None else (Products, merge_products)
-    if partials is None:
-        return tree(parts, join)
-    size = partial_bytes(weights.shape[0], len(targets), 0 if columns is None else columns.shape[1])
-    return tree(parts, join, _Keeper(partials, key, kind, rows, step, size, row_bytes(cohort)))
+        kept = keeper and keeper.path_over(number)
+        parts.append(part(kept, work, source, own, shared, signal, *design, dask_key_name=name))
+    return tree(parts, join, keeper)
 
 
 def row_bytes(cohort: xr.Dataset) -> int:
@@ -176,15 +179,31 @@ class _Keeper:
     row_size: int
 
     def __call__(self, node: Delayed, first: int, last: int, width: int) -> Delayed:
-        lowest = self._is_small(width) and (width == 1 or not self._is_small(width // FAN_IN))
-        if not lowest or not self._is_small(last - first):
+        if width != self._width or not self._is_small(last - first):
             return node
-        own = self.rows[first * self.step : last * self.step]
-        name = hashlib.sha256(f"{self.key} {own}".encode()).hexdigest()[:32]
-        path = storage.join(self.folder, f"{name}{SUFFIX}")
+        path = self._path(first, last)
         if is_whole(path):
             return dask.delayed(_load, pure=True)(path, self.kind)
-        return dask.delayed(_keep, pure=True)(path, node)
+        return dask.delayed(_keep, pure=True)(path, self.kind, node)
+
+    def path_over(self, part: int) -> Path | str | None:
+        """Where the moments of the subtree with a part are kept; None when they are not."""
+        first = part // self._width * self._width
+        last = min(first + self._width, -(-len(self.rows) // self.step))
+        return self._path(first, last) if self._is_small(last - first) else None
+
+    @cached_property
+    def _width(self) -> int:
+        """Parts below a full node of the lowest level that is kept."""
+        width = 1
+        while not self._is_small(width):
+            width *= FAN_IN
+        return width
+
+    def _path(self, first: int, last: int) -> Path | str:
+        own = self.rows[first * self.step : last * self.step]
+        name = hashlib.sha256(f"{self.key} {own}".encode()).hexdigest()[:32]
+        return storage.join(self.folder, f"{name}{SUFFIX}")
 
     def _is_small(self, parts: int) -> bool:
         return self.size <= PARTIAL_SHARE * parts * self.step * self.row_size
@@ -202,9 +221,21 @@ def _load(path: Path | str, kind: type[Moments | Products]) -> Moments | Product
     return kind(**read_partial(path))
 
 
-def _keep(path: Path | str, found: Moments | Products) -> Moments | Products:
+def _keep(path: Path | str, kind: type[Moments | Products], found: Moments | Products | None) -> Moments | Products:
+    if found is None:  # it has been kept since the graph was made
+        if not is_whole(path):
+            raise KetanetError(f"{path}: the partial result was damaged or removed in mid-run; run the same again")
+        return _load(path, kind)
     write_partial_if_due(path, {name: array for name, array in vars(found).items() if array is not None})
     return found
+
+
+def _unless_kept(kept: Path | str | None, work: Callable[..., Any], *arguments: Any) -> Any:
+    """A part of a subtree; None when that is on disk by now: a cluster that loses a worker has the parts of what it
+    held computed again."""
+    if kept is not None and is_there(kept):
+        return None
+    return work(*arguments)
 
 
 def check_pair(cohort: xr.Dataset, seeds: xr.Dataset) -> None:

@@ -108,6 +108,17 @@ def is_whole(path: Path | str) -> bool:
     return False
 
 
+def is_there(path: Path | str) -> bool:
+    """Whether a partial is there, whole or not."""
+    if isinstance(path, Path):
+        return path.is_file()
+    try:
+        storage.look(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _is_whole_object(address: str) -> bool:
     try:
         content = storage.read(address)

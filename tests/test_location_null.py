@@ -262,6 +262,30 @@ def test_neither_batches_nor_workers_change_anything(
     assert whole.identical(run())
 
 
+@pytest.mark.parametrize("small", [0, ketanet.batches.SMALL_GRID])
+def test_work_that_is_repeated_after_its_result_is_on_disk_reads_nothing(
+    cohort: xr.Dataset, seeds: xr.Dataset, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    """As on a cluster that loses the worker that held it."""
+    monkeypatch.setattr(ketanet.batches, "SMALL_GRID", small)
+    wanted = location_null(cohort, seeds, n=20, match="uniform", **SETTINGS)
+    plain, read = ketanet.batches._batch, StoredRows.bold
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a chunk was read")
+
+    def done_before(*arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(StoredRows, "bold", read)
+            plain(*arguments).compute()
+        return plain(*arguments)
+
+    observed = overlap(one_sample(cohort, seeds), **SETTINGS).compute()
+    monkeypatch.setattr(StoredRows, "bold", refuse)
+    monkeypatch.setattr(ketanet.batches, "_batch", done_before)
+    assert location_null(cohort, seeds, n=20, match="uniform", observed=observed, **SETTINGS).identical(wanted)
+
+
 def test_more_draws_add_to_those_that_are_there(
     cohort: xr.Dataset, seeds: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from ketanet import connectivity, partials
 from ketanet.cohort import CohortPlan, CohortWriter, StoredRows, Subject, open_cohort
 from ketanet.compute import open_results
 from ketanet.connectivity import moments, row_bytes
-from ketanet.errors import InputError, StoreError
+from ketanet.errors import InputError, KetanetError, StoreError
 from ketanet.grid import VolumeGrid
 from ketanet.group import one_sample
 from ketanet.partials import clean, is_whole, read_partial, write_partial_if_due
@@ -142,6 +142,36 @@ def test_a_second_pass_reads_what_is_missing_only(
     for found in (kept, again, last):
         for name in ("n", "mean", "m2"):
             np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+
+
+@pytest.mark.usefixtures("always")
+def test_what_was_kept_since_the_graph_was_made_is_not_read_again(
+    cohort: xr.Dataset, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a cluster that computes a part again because it lost the worker that held it."""
+    seeds = seeds_from_coordinates(table, cohort)
+    plain = moments(cohort, seeds).compute()
+    first, second, third = (moments(cohort, seeds, partials=tmp_path) for _ in range(3))
+    first.compute()
+    read: list[int] = []
+    original = StoredRows.bold
+
+    def counted(self: StoredRows, row: int, *args: object, **kwargs: object) -> np.ndarray:
+        read.append(row)
+        return original(self, row, *args, **kwargs)
+
+    monkeypatch.setattr(StoredRows, "bold", counted)
+    again = second.compute()
+    assert len(read) < 16, "what is too small to keep"
+    for name in ("n", "mean", "m2"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(plain, name))
+    damaged = sorted(tmp_path.glob("*.part"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(KetanetError, match="damaged or removed in mid-run; run the same again"):
+        third.compute()
+    assert not damaged.exists()
+    repaired = moments(cohort, seeds, partials=tmp_path).compute()
+    np.testing.assert_array_equal(repaired.m2, plain.m2)
 
 
 @pytest.mark.usefixtures("always")

@@ -91,5 +91,5 @@ def tree(
 
 
 def _merge_all(merge: Callable[[Any, Any], Any], *parts: Any) -> Any:
-    """Parts folded from the left."""
-    return reduce(merge, parts)
+    """Parts folded from the left; None, which stands for what is found elsewhere, when one is."""
+    return None if any(part is None for part in parts) else reduce(merge, parts)

@@ -126,7 +126,9 @@ def _run_in(folder: Path, inputs: Inputs, source: Path, force: bool, limits: _Li
     if not is_done:
         cost = plan(list(passes(inputs, None).values()), draws=draws, workers=limits.workers)
         cost.require(limits.memory, of_worker=limits.of_worker)
-    if not is_done or draws or inputs.study.robustness.people:  # else no worker has anything to do, and none is waited for
+    if (
+        not is_done or draws or inputs.study.robustness.people
+    ):  # else no worker has anything to do, and none is waited for
         stores = [str(cohort.attrs["store"]) for cohort in inputs.cohorts.values()]
         # results that go to an object store are written by this process
         require_visible(stores, folder if isinstance(partials, Path) else None)
