@@ -102,7 +102,8 @@ def parent_and_name(address: str) -> tuple[str, str]:
 
 @contextmanager
 def failures(address: str) -> Iterator[None]:
-    """Turn what obstore raises into a :class:`ketanet.KetanetError` of one line without secrets.
+    """Turn what obstore raises into a :class:`ketanet.KetanetError` of one line without secrets; an InputError where
+    address, credentials or settings have to change.
 
     That an object is missing stays a FileNotFoundError; a missing bucket does not.
     """
@@ -116,12 +117,13 @@ def failures(address: str) -> Iterator[None]:
     else:
         return
     # raised outside of the handler, so that no traceback shows what obstore said
-    error_type = KetanetError
+    words, is_input = _in_words(address, text, kind.__name__)
+    error_type: type[KetanetError] = InputError if is_input else KetanetError
     if kind.__name__ in ("NotImplementedError", "NotSupportedError") or "<Code>NotImplemented</Code>" in text:
         error_type = NotSupportedError
-    elif _broke_off(text):
+    elif _broke_off(text) and not is_input:
         error_type = _BrokenOff
-    raise error_type(f"{address}: {_in_words(address, text, kind.__name__)}")
+    raise error_type(f"{address}: {words}")
 
 
 class NotSupportedError(KetanetError):
@@ -336,8 +338,9 @@ def _broke_off(text: str) -> bool:
     return "HTTP error" in text and "BadScheme" not in text
 
 
-def _in_words(address: str, text: str, kind: str) -> str:
-    """What went wrong with a request; of the library's text only names that hold no secret are kept."""
+def _in_words(address: str, text: str, kind: str) -> tuple[str, bool]:
+    """What went wrong with a request; of the library's text only names that hold no secret are kept; whether
+    what was asked for has to change."""
     scheme, bucket, _ = _split(address)
     needed = _NEEDED[scheme]
     found = re.search(r"<Code>(\w+)</Code>", text)
@@ -345,21 +348,21 @@ def _in_words(address: str, text: str, kind: str) -> str:
     status = re.search(r"status code: (\d+)", text)
     answer = " ".join([*([status[1]] if status else []), *([code] if code else [])])
     if code in ("NoSuchBucket", "ContainerNotFound") or (scheme == "gs" and "bucket does not exist" in text):
-        return f"there is no bucket {bucket!r}; check the address and the endpoint"
+        return f"there is no bucket {bucket!r}; check the address and the endpoint", True
     if "169.254.169.254" in text or re.search(r"Missing\w*(Key|Account|Token|Credential)", text):
-        return f"no credentials; set {needed} in the environment (AWS_SKIP_SIGNATURE=true reads what is public)"
+        return f"no credentials; set {needed} in the environment (AWS_SKIP_SIGNATURE=true reads what is public)", True
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or code in _DENIED:
-        return f"access denied ({answer or kind}); check {needed}, and what they are allowed to do in {bucket!r}"
+        return f"access denied ({answer or kind}); check {needed}, and what they are allowed to do in {bucket!r}", True
     if "BadScheme" in text:
-        return "the endpoint is http://, without encryption; set AWS_ALLOW_HTTP=true to allow that"
+        return "the endpoint is http://, without encryption; set AWS_ALLOW_HTTP=true to allow that", True
     if status:
-        return f"the object store answers {answer}, tried for up to {retry_seconds():g} s; run again later"
+        return f"the object store answers {answer}, tried for up to {retry_seconds():g} s; run again later", False
     if _broke_off(text):
         return (
             f"the object store cannot be reached, tried for up to {retry_seconds():g} s; check the network and the "
             "endpoint (AWS_ENDPOINT_URL), then run again"
-        )
-    return f"the object store refuses the request ({kind})"
+        ), False
+    return f"the object store refuses the request ({kind})", False
 
 
 def _state(entry: Any) -> State:
