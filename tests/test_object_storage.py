@@ -999,6 +999,25 @@ def test_what_an_interruption_left_is_removed_and_nothing_else(
     assert objects_of(bucket) == whole
 
 
+def test_what_interrupted_maps_and_runs_left_is_removed(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    storage.write(f"{bucket}/g.zarr.jpg", b"dear to somebody")
+    storage.write(f"{bucket}/g.zarr.partials/a.part", b"1")
+    storage.write(f"{bucket}/g.zarr.partial/store/t/c/0", b"1")
+    storage.write(f"{bucket}/g.zarr/t/c/0", b"1")  # half of a store that was on its way to its place
+    storage.write(f"{bucket}/g.zarr.partial/moving", json.dumps(["t/c/0", "zarr.json"]).encode())
+    names = ("g.zarr.partials", "g.zarr.partial/store", "g.zarr", "g.zarr.partial/moving")
+    assert cleaned(f"{bucket}/g.zarr", capsys) == (0, "\n".join(f"removed {bucket}/{name}" for name in names))
+    assert list(storage.listed(bucket)) == ["g.zarr.jpg"]
+    for name in ("provenance.json", "report.html", "partials/a.part"):
+        storage.write(f"{bucket}/results/{name}", b"{}")
+    storage.write(f"{bucket}/theirs/partials/a.part", b"dear to somebody")
+    assert cleaned(f"{bucket}/results", capsys) == (0, f"removed {bucket}/results/partials")
+    assert cleaned(f"{bucket}/results", capsys) == (0, f"{bucket}/results: nothing unfinished is there")
+    assert cleaned(f"{bucket}/theirs", capsys) == (0, f"{bucket}/theirs: nothing unfinished is there")
+    left = ["g.zarr.jpg", "results/provenance.json", "results/report.html", "theirs/partials/a.part"]
+    assert sorted(storage.listed(bucket)) == left
+
+
 def test_where_nothing_is_cleaned(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage.write(f"{bucket}/theirs/photo.jpg", b"dear to somebody")
     (tmp_path / "theirs").mkdir()

@@ -20,6 +20,7 @@ import zarr
 
 from ketanet import storage
 from ketanet.cohort.columns import write_columns
+from ketanet.compute import stores
 from ketanet.errors import InputError, KetanetError, StoreError
 from ketanet.files import disk_errors, write_text
 
@@ -259,19 +260,19 @@ class Objects:
 def unfinished_objects(path: str | os.PathLike[str]) -> list[str]:
     """What :func:`clean_objects` would remove; raises as it does."""
     place = Objects(path)
-    found = place.unfinished()
+    found = place.unfinished() or stores.unfinished_objects(place.path)
     if not found and storage.is_empty(place.path):
         raise InputError(f"{place.path}: no such store, and nothing unfinished of that name")
     return found
 
 
 def clean_objects(path: str | os.PathLike[str]) -> list[str]:
-    """Remove what the interrupted writing of a cohort left on an object store.
+    """Remove what the interrupted writing of a cohort, a map or the results of a run left on an object store.
 
     Parameters
     ----------
     path : str
-        Address of the cohort, finished or not.
+        Address of any of these, finished or not.
 
     Returns
     -------
@@ -287,8 +288,10 @@ def clean_objects(path: str | os.PathLike[str]) -> list[str]:
     """
     found = unfinished_objects(path)
     place = Objects(path)
+    if not place.unfinished():
+        return stores.clean_objects(place.path)
     if place.path in found:
         place.discard()
-    elif found:
+    else:
         place.forget()
     return found

@@ -20,6 +20,7 @@ from ketanet import storage
 from ketanet.errors import InputError, KetanetError, StoreError
 from ketanet.files import new_folder
 from ketanet.lock import locked
+from ketanet.partials import FOLDER, partials_beside
 from ketanet.progress import PassProgress
 from ketanet.spec import SCHEMA_VERSION
 
@@ -140,6 +141,31 @@ def _is_half_moved(address: str) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return set(storage.listed(address)) <= set(ours)
+
+
+def unfinished_objects(address: str) -> list[str]:
+    """Addresses below which interrupted passes and the interrupted writing of results left something: partials beside a
+    store or in the results of a run, a store beside its place, and one that came there half."""
+    below = [partials_beside(address), f"{address}.partial/store"]
+    if storage.exists(f"{address}/provenance.json"):
+        below.append(f"{address}/{FOLDER}")
+    found = [str(one) for one in below if not storage.is_empty(str(one))]
+    if _is_half_moved(address):
+        # it is none yet; one that was there before is for its next writer to replace
+        half = [] if storage.is_empty(address) or storage.exists(f"{address}/{_ROOT}") else [address]
+        found += [*half, _moving(address)]
+    return found
+
+
+def clean_objects(address: str) -> list[str]:
+    """Remove what :func:`unfinished_objects` found; nothing may write there meanwhile."""
+    found = unfinished_objects(address)
+    for one in found:
+        if one == _moving(address):
+            storage.remove(one)
+        else:
+            storage.remove_below(one)
+    return found
 
 
 def _attributes_at(place: Path | str) -> dict[str, Any] | None:

@@ -419,6 +419,15 @@ def test_who_dies_while_it_writes_leaves_no_half_store(
                 whole = f"{objects_in_files}/first/{store}" if store else f"{objects_in_files}/first"
                 assert found == set(storage.listed(whole)), (moment, store)
         forget_holder(out)
+        if command == "map" and moment % 2:
+            with pytest.raises(SystemExit) as cleaned:
+                main(["clean", out])
+            left_over = [
+                name for name in storage.listed(objects_in_files) if name.startswith("out") and name != "out.lock"
+            ]
+            assert cleaned.value.code in (0, 2)  # 2: nothing at all was there
+            assert all(name.startswith("out/") for name in left_over), left_over
+            assert not left_over or storage.exists(f"{out}/zarr.json"), "half a store is left"
     assert called(world.words(command, out)) == 0
     world.check(command, out)
 
