@@ -379,5 +379,6 @@ def _words(
         "queue. `No limit`: bytes are there at once. A task fetches one chunk at a time; 8 requests at once is what "
         "reading ahead would give. Efficiency is against one core that never waits. Merging: also testing and writing, "
         "and the wait for these after the last reading. Idle: start, and the last round, in which fewer tasks are left "
-        "than cores. What a worker that dies held is computed again from its people."
+        "than cores. What a worker that dies held is computed again from its people: partial results on disk, which "
+        "spare a real pass most of that, are not in the model."
     )

@@ -18,6 +18,7 @@ import numpy as np
 from ketanet import storage
 from ketanet.compute import Connection, workers_share_disk
 from ketanet.errors import InputError, KetanetError
+from ketanet.partials import partials_beside
 
 PACKAGES: Final = ("ketanet", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "numba", "obstore")
 """Packages whose versions must agree: bits, or messages between processes, depend on them."""
@@ -126,8 +127,11 @@ def _require_visible_to(client: Any, stores: Sequence[str], out: str | os.PathLi
                 f"a worker cannot see {store} ({said}); put it where all nodes see it (a shared file system, or an "
                 "object store), and name it as it is called there"
             )
-    if out is not None and not storage.is_remote(out):
-        _require_shared(client, Path(out).absolute())
+    if out is not None:
+        if storage.is_remote(out):
+            _require_shared_object(client, storage.address_of(out))
+        else:
+            _require_shared(client, Path(out).absolute())
 
 
 def _require_shared(client: Any, out: Path) -> None:
@@ -152,6 +156,23 @@ def _require_shared(client: Any, out: Path) -> None:
             mark.unlink()
 
 
+def _require_shared_object(client: Any, address: str) -> None:
+    """A worker writes where it keeps partial results of a map, and this process finds it there."""
+    mark = f"{partials_beside(address)}/check-{uuid.uuid4().hex}"
+    try:
+        said = client.submit(_unwritable, mark, pure=False).result()
+        if said:
+            raise InputError(
+                f"a worker cannot write to {address} ({said}); give workers the credentials and the settings of this "
+                "process"
+            )
+        if not storage.exists(mark):
+            raise InputError(f"what a worker writes to {address} does not show here; is its endpoint another one?")
+    finally:
+        with suppress(KetanetError):
+            storage.remove(mark)
+
+
 def _unreadable(store: str) -> str:
     """Why a store cannot be read by this process; empty when it can."""
     from ketanet.cohort import open_cohort
@@ -165,9 +186,14 @@ def _unreadable(store: str) -> str:
 
 def _unwritable(mark: str) -> str:
     try:
-        Path(mark).write_text("ketanet", encoding="utf-8")
+        if storage.is_remote(mark):
+            storage.write(mark, b"ketanet")
+        else:
+            Path(mark).write_text("ketanet", encoding="utf-8")
     except OSError as error:
         return f"on {socket.gethostname()}: {error.strerror or error}"
+    except KetanetError as error:
+        return f"on {socket.gethostname()}: {str(error)[:300]}"
     return ""
 
 

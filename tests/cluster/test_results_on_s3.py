@@ -268,7 +268,9 @@ def test_a_study_from_and_to_an_object_store(
 
 
 @pytest.mark.parametrize("command", ["map", pytest.param("run", marks=pytest.mark.slow)])
-def test_workers_elsewhere_write_the_same(world: World, bucket: str, command: str) -> None:
+def test_workers_elsewhere_write_the_same(
+    world: World, bucket: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Through the address of a scheduler, as on a cluster whose workers see no disk of this machine."""
     from distributed import LocalCluster
 
@@ -282,6 +284,18 @@ def test_workers_elsewhere_write_the_same(world: World, bucket: str, command: st
         protocol="tcp://",
     ) as cluster:
         out = f"{bucket}/out"
+        check = ["cluster", "check", "--wait", "60", cluster.scheduler_address, "--out"]
+        with pytest.raises(SystemExit) as left:
+            main([*check, out])
+        assert left.value.code == 0
+        assert f"writing {out}" in capsys.readouterr().out
+        assert list(storage.listed(bucket)) == []
+        with pytest.raises(SystemExit) as left:
+            main([*check, "s3://nobody/out"])
+        assert left.value.code == 2
+        told = the_line(capsys)
+        assert "a worker cannot write to s3://nobody/out (on " in told
+        assert "there is no bucket 'nobody'" in told
         assert called([*world.words(command, out), "--cluster", cluster.scheduler_address]) == 0
     world.check(command, out)
 
