@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,6 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.apart import apart
 from benchmarks.common import Claim, Section, cost_of
 from benchmarks.people import ball, seeds_on, series_of, write_cohort
 from benchmarks.simulated_pass import Cluster, Costs, Outcome, Storage, Work, simulate
@@ -165,14 +164,15 @@ def _nothing(*_: Any) -> int:
 
 def check(store: Path, work: Work, seeds: int, overhead: float, folder: Path) -> dict[str, float]:
     """Costs of tasks, and passes of one and two workers beside what is predicted of them from these costs."""
-    alone = task_costs_apart(store, seeds, folder / "alone", 1)
-    one = measured_pass(store, seeds, work, folder / "one", 1)
-    beside = task_costs_apart(store, seeds, folder / "beside", 2)
-    two = measured_pass(store, seeds, work, folder / "two", 2)
-    found = {"start": two["start"], "network": two["network"], **beside, "alone": alone["read"] + alone["compute"]}
-    for count, own, costs in ((1, one, alone), (2, two, beside)):
-        given = Costs(costs["read"], costs["compute"], costs["merge"], costs["block"])
-        predicted = simulate(work, given, cluster=Cluster(count, overhead, network=two["network"])).seconds
+    found: dict[str, float] = {}
+    for count in (1, 2):
+        own = measured_pass(store, seeds, folder / str(count), count)
+        costs = Costs(own["read"], own["compute"], own["merge"], own["block"])
+        network = _network_between(work) if count > 1 else np.inf
+        predicted = simulate(work, costs, cluster=Cluster(count, overhead, network=network)).seconds
+        alone = found.get("read", 0.0) + found.get("compute", 0.0)
+        names = ("read", "compute", "merge", "block", "spread", "start")
+        found |= {name: own[name] for name in names} | {"network": network, "alone": alone}
         found |= {
             f"predicted {count}": predicted,
             f"measured {count}": own["seconds"],
@@ -182,21 +182,10 @@ def check(store: Path, work: Work, seeds: int, overhead: float, folder: Path) ->
     return found
 
 
-def task_costs_apart(store: Path, seeds: int, folder: Path, at_once: int) -> dict[str, float]:
-    """:func:`task_costs` in as many processes as wanted at the same time, their mean."""
-
-    def call(number: int) -> dict[str, Any]:
-        arguments = {"store": str(store), "seeds": seeds, "folder": str(folder / str(number))}
-        return apart("benchmarks.scale_model:task_costs", arguments)
-
-    with ThreadPoolExecutor(at_once) as pool:
-        found = list(pool.map(call, range(at_once)))
-    return {name: float(np.mean([one[name] for one in found])) for name in found[0] if name != "launched"}
-
-
-def task_costs(store: str, seeds: int, folder: str, *, turns: int = 2) -> dict[str, float]:
+def task_costs(store: str, seeds: int, folder: str, busy: int, *, turns: int = 2) -> dict[str, float]:
     """Seconds of one core, medians of turns: reading a person from the page cache, computing one, merging a byte of
-    moments, testing and writing a block of maps; and how much a group of people varies."""
+    moments, testing and writing a block of maps; and how much a group of people varies. So many cores are busy with
+    the same."""
     cohort = open_cohort(store)
     chosen = seeds_on(grid_from_attrs(cohort.attrs["grid"]), seeds)
     batch, group = (cohort.isel(subject=slice(0, people)) for people in (SUBJECTS_PER_TASK, GROUP))
@@ -209,14 +198,14 @@ def task_costs(store: str, seeds: int, folder: str, *, turns: int = 2) -> dict[s
             stored.bold(row, out=buffer)
             stored.norm(row)
 
-    task = _walls(lambda: measure_batch(batch, chosen, None, "mean"), turns)
-    groups = _walls(lambda: measure_batch(group, chosen, None, "mean"), 2 * turns)
-    reading = float(np.median(_walls(read, turns)))
+    task = _walls(lambda: measure_batch(batch, chosen, None, "mean"), turns, busy)
+    groups = _walls(lambda: measure_batch(group, chosen, None, "mean"), 2 * turns, busy)
+    reading = float(np.median(_walls(read, turns, busy)))
     a, b = (_made_up(seeds, cohort.sizes["voxel"], number) for number in range(2))
-    merging = float(np.median(_walls(lambda: merge(a, b), turns)))
+    merging = float(np.median(_walls(lambda: merge(a, b), turns, busy)))
     with connect("synchronous"):
-        bare = _walls(lambda: moments(group, chosen).compute(), turns)
-        whole = _walls(lambda: save(one_sample(group, chosen), Path(folder) / "group.zarr"), turns)
+        bare = _walls(lambda: moments(group, chosen).compute(), turns, busy)
+        whole = _walls(lambda: save(one_sample(group, chosen), Path(folder) / "group.zarr"), turns, busy)
     blocks = -(-seeds // SEEDS_PER_BLOCK)
     return {
         "read": reading / SUBJECTS_PER_TASK,
@@ -227,14 +216,22 @@ def task_costs(store: str, seeds: int, folder: str, *, turns: int = 2) -> dict[s
     }
 
 
-def _walls(action: Callable[[], object], turns: int) -> list[float]:
-    """Wall times without what this process waited for a core."""
+def _walls(action: Callable[[], object], turns: int, busy: int) -> list[float]:
+    """Wall times without what this process waited for a core, while so many are busy."""
     found = []
     for _ in range(turns):
-        before = thread_times()
+        before, taken = thread_times(), stolen()
         _, cost = cost_of(action)
-        found.append(cost.wall - waited(before, thread_times()))
+        found.append(cost.wall - waited(before, thread_times()) - (stolen() - taken) / busy)
     return found
+
+
+def stolen() -> float:
+    """Seconds that other machines on the same host took from the cores of this one, all together; 0 where the kernel
+    does not tell."""
+    with suppress(OSError, IndexError), open("/proc/stat", encoding="utf-8") as file:
+        return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 Times: TypeAlias = dict[int, tuple[int, int]]
@@ -271,26 +268,46 @@ def warm(store: str, seeds: int) -> float:
     return time.perf_counter() - started
 
 
-def measured_pass(store: Path, seeds: int, work: Work, folder: Path, workers: int) -> dict[str, float]:
-    """A true pass on worker processes, from the lazy maps to the finished store; their start, and their network."""
+def measured_pass(store: Path, seeds: int, folder: Path, workers: int) -> dict[str, float]:
+    """A true pass on worker processes, from the lazy maps to the finished store; their start; and what tasks cost in
+    these processes just before and just after it, on all at once: on a shared machine that changes by the minute."""
     cohort = open_cohort(store)
     chosen = seeds_on(grid_from_attrs(cohort.attrs["grid"]), seeds)
     connection, start = cost_of(lambda: connect("processes", workers=workers))
     with connection:
         first = max(connection.client.run(warm, str(store), seeds).values())
         again = max(connection.client.run(warm, str(store), seeds).values())
-        network = _network(connection, work) if workers > 1 else np.inf
+        costs = _costs_on_workers(connection, store, seeds, folder / "before")
         group = one_sample(cohort, chosen)
-        before = connection.client.run(thread_times)
+        before, taken = connection.client.run(thread_times), stolen()
         _, cost = cost_of(lambda: save(group, folder / "group.zarr"))
+        taken = (stolen() - taken) / workers
         after = connection.client.run(thread_times)
-    wait = float(np.mean([waited(before[worker], after[worker]) for worker in before]))
-    return {
+        costs += _costs_on_workers(connection, store, seeds, folder / "after")
+    wait = taken + float(np.mean([waited(before[worker], after[worker]) for worker in before]))
+    return {name: float(np.mean([one[name] for one in costs])) for name in costs[0]} | {
         "seconds": cost.wall - wait,
         "wait": wait,
         "start": start.wall + max(0.0, first - again),
-        "network": network,
     }
+
+
+def _costs_on_workers(connection: Connection, store: Path, seeds: int, folder: Path) -> list[dict[str, float]]:
+    """:func:`task_costs` in every worker process at the same time."""
+    client, there = connection.client, list(connection.client.nthreads())
+    asked = [
+        client.submit(
+            task_costs, str(store), seeds, str(folder / str(number)), len(there), workers=[worker], pure=False
+        )
+        for number, worker in enumerate(there)
+    ]
+    return list(client.gather(asked))
+
+
+def _network_between(work: Work) -> float:
+    """:func:`_network` of two new workers."""
+    with connect("processes", workers=2) as connection:
+        return _network(connection, work)
 
 
 def _network(connection: Connection, work: Work, turns: int = 5) -> float:
@@ -372,9 +389,9 @@ def _words(
         f"{found['start']:.1f} s. The scheduler: {1e3 * overhead:.2g} ms a task, from {fake_tasks:,} tasks that do "
         f"nothing, in a tree of this shape, on {fake_workers} workers of one thread each that live in one process with "
         f"the scheduler and speak TCP (CPU time). The check maps {work.people} people on 1 and 2 worker processes and "
-        "predicts it from tasks timed in processes without Dask, as many at once as there are workers. Wall times are "
-        "less what a thread waited for a core that other programs held, as the kernel counts it. Assumed and not "
-        "measured: "
+        "predicts it from tasks timed one by one in the same processes just before and just after, on all workers at "
+        "once. Wall times are less what a thread waited for a core that other programs held, or other machines on the "
+        "same host, as the kernel counts it. Assumed and not measured: "
         f"{sites}; machines of {_FILES.node_cores} cores sharing {8 * _FILES.node_rate / 1e9:g} Gbit/s; no time in a "
         "queue. `No limit`: bytes are there at once. A task fetches one chunk at a time; 8 requests at once is what "
         "reading ahead would give. Efficiency is against one core that never waits. Merging: also testing and writing, "
