@@ -41,7 +41,11 @@ pids+=($!)
 for _ in $(seq 600); do [ -s "$shared/scheduler.json" ] && break; sleep 0.1; done
 [ -s "$shared/scheduler.json" ] || { echo "the scheduler did not start:" >&2; cat "$shared/scheduler.log" >&2; exit 1; }
 
-memory=$(( ${SLURM_MEM_PER_CPU:-4096} * ${SLURM_CPUS_PER_TASK:-1} * 9 / 10 ))
+# MB of a worker: its share of the node's (sbatch --mem), else of its CPUs' (--mem-per-cpu)
+nodes=${SLURM_JOB_NUM_NODES:-1} tasks=${SLURM_NTASKS:-1}
+memory=$(( ${SLURM_MEM_PER_CPU:-4096} * ${SLURM_CPUS_PER_TASK:-1} ))
+if [ -n "${SLURM_MEM_PER_NODE:-}" ]; then memory=$(( SLURM_MEM_PER_NODE / ((tasks + nodes - 1) / nodes) )); fi
+memory=$(( memory * 9 / 10 ))
 srun --overlap --kill-on-bad-exit=0 dask worker --scheduler-file "$shared/scheduler.json" "${tls[@]}" \
     ${KETANET_INTERFACE:+--interface "$KETANET_INTERFACE"} \
     --nthreads 1 --memory-limit "${memory}MB" --no-dashboard --death-timeout 60 \

@@ -8,6 +8,7 @@ which may hold the endpoint's password or a signature, is put into words of our 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -50,7 +51,14 @@ class State(NamedTuple):
 def retry_seconds() -> float:
     """How long a request is tried again, with growing pauses: 60 s, or ``KETANET_STORE_RETRY_SECONDS``. An endpoint
     that restarts or throttles meanwhile goes unnoticed."""
-    return float(os.environ.get("KETANET_STORE_RETRY_SECONDS", "60"))
+    text = os.environ.get("KETANET_STORE_RETRY_SECONDS", "60")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"KETANET_STORE_RETRY_SECONDS is {text!r}; it takes a number of seconds, such as 60")
+    return seconds
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

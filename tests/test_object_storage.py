@@ -999,6 +999,13 @@ def test_what_an_interruption_left_is_removed_and_nothing_else(
     assert objects_of(bucket) == whole
 
 
+@pytest.mark.parametrize("seconds", ["1m", "-1", "nan", "inf"])
+def test_how_long_to_try_again_is_a_number(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+    monkeypatch.setenv("KETANET_STORE_RETRY_SECONDS", seconds)
+    with pytest.raises(InputError, match=f"KETANET_STORE_RETRY_SECONDS is '{seconds}'; it takes a number of seconds"):
+        storage.retry_seconds()
+
+
 def test_what_interrupted_maps_and_runs_left_is_removed(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     storage.write(f"{bucket}/g.zarr.jpg", b"dear to somebody")
     storage.write(f"{bucket}/g.zarr.partials/a.part", b"1")

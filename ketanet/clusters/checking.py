@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,8 @@ from ketanet.partials import partials_beside
 
 PACKAGES: Final = ("ketanet", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "numba", "obstore")
 """Packages whose versions must agree: bits, or messages between processes, depend on them."""
+
+log = logging.getLogger("ketanet")
 
 _SENT_BYTES = 32 * 2**20
 _READ_SECONDS = 2.0
@@ -96,10 +99,21 @@ def require_same_versions(connection: Connection) -> None:
 
 def _require_same_versions_on(client: Any, name: str) -> None:
     here = versions_here()
-    for worker, there in sorted(client.run(versions_here).items()):
+    with _loadable():
+        found = client.run(versions_here)
+    for worker, there in sorted(found.items()):
         other = [f"{what} {there[what]} (here {here[what]})" for what in here if there.get(what) != here[what]]
         if other:
             raise InputError(f"{name}: worker {worker} has other versions: {', '.join(other)}; install the same there")
+
+
+@contextmanager
+def _loadable() -> Iterator[None]:
+    """Say so where workers cannot load what they are sent."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"a worker cannot load ketanet ({error}); install the same there as here") from error
 
 
 def require_visible(stores: Sequence[str], out: str | os.PathLike[str] | None = None) -> None:
@@ -116,13 +130,20 @@ def require_visible(stores: Sequence[str], out: str | os.PathLike[str] | None = 
     from distributed import default_client
 
     client = default_client()
+    if not client.nthreads():
+        log.info("no worker has come yet; the first one is waited for")
     _require_visible_to(client, stores, out)
     _require_same_versions_on(client, str(client.scheduler.address))
 
 
+def _asked(client: Any, question: Callable[[str], str], about: str) -> str:
+    with _loadable():
+        return str(client.submit(question, about, pure=False).result())
+
+
 def _require_visible_to(client: Any, stores: Sequence[str], out: str | os.PathLike[str] | None) -> None:
     for store in stores:
-        if said := client.submit(_unreadable, store, pure=False).result():
+        if said := _asked(client, _unreadable, store):
             raise InputError(
                 f"a worker cannot see {store} ({said}); put it where all nodes see it (a shared file system, or an "
                 "object store), and name it as it is called there"
@@ -138,7 +159,7 @@ def _require_shared(client: Any, out: Path) -> None:
     folder = next(path for path in (out, *out.parents) if path.is_dir())
     mark = folder / f".ketanet-{uuid.uuid4().hex}"
     try:
-        said = client.submit(_unwritable, str(mark), pure=False).result()
+        said = _asked(client, _unwritable, str(mark))
         if said:
             raise InputError(
                 f"a worker cannot write into {folder} ({said}); results must go where all nodes and this machine write"
@@ -160,7 +181,7 @@ def _require_shared_object(client: Any, address: str) -> None:
     """A worker writes where it keeps partial results of a map, and this process finds it there."""
     mark = f"{partials_beside(address)}/check-{uuid.uuid4().hex}"
     try:
-        said = client.submit(_unwritable, mark, pure=False).result()
+        said = _asked(client, _unwritable, mark)
         if said:
             raise InputError(
                 f"a worker cannot write to {address} ({said}); give workers the credentials and the settings of this "

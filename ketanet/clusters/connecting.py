@@ -6,6 +6,7 @@ import time
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dask.utils import parse_bytes
 
@@ -52,7 +53,10 @@ def connect(where: str = "threads", *, workers: int | None = None) -> Connection
     2
     """
     if where in compute.PLAIN or "://" in where:
-        return compute.connect(where, workers=workers)
+        connection = compute.connect(where, workers=workers)
+        if "://" in where:
+            warn_unencrypted(where)
+        return connection
     path = find_cluster(where)
     cluster = load_cluster(path)
     if workers is not None:
@@ -126,7 +130,8 @@ def patience() -> Setting:
 
 def warn_unencrypted(address: str) -> None:
     """Say so where a scheduler without TLS listens beyond the loopback."""
-    if not address.startswith("tls://") and not any(host in address for host in ("127.0.0.1", "localhost", "[::1]")):
+    parts = urlsplit(address)
+    if parts.scheme in ("tcp", "ws", "ucx") and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
         warnings.warn(
             f"the scheduler at {address} is open to the network without TLS: whoever reaches it can run code as you; "
             "make certificates (ketanet cluster certs DIR) and name them in a block [tls]",
@@ -167,6 +172,7 @@ def _address(cluster: Address, source: str) -> Connection:
             )
         time.sleep(0.2)
     connection.refresh()
+    warn_unencrypted(str(client.scheduler.address))
     return connection
 
 

@@ -239,10 +239,13 @@ def load_cluster(path: str | os.PathLike[str]) -> Cluster:
 
 def _expanded(given: dict[str, Any], source: str) -> dict[str, Any]:
     kept = ("prologue", "directives", "scratch")
-    return {
-        key: expand_variables(value, source) if isinstance(value, str) and key not in kept else value
-        for key, value in given.items()
-    }
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: expanded(inner) for key, inner in value.items()}
+        return expand_variables(value, source) if isinstance(value, str) else value
+
+    return {key: value if key in kept else expanded(value) for key, value in given.items()}
 
 
 def _with_paths(cluster: Cluster, folder: Path) -> Cluster:

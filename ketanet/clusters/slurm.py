@@ -28,8 +28,20 @@ _COMMAND_SECONDS: Final = 60
 _DEATH_SECONDS: Final = 60  # a worker whose scheduler does not answer so long ends itself: no job outlives its run long
 _MOST_FAILED: Final = 3  # jobs in a row that end without a worker before the run is given up
 _MOST_OUT_OF_MEMORY: Final = 2
-_RUNNING: Final = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING")
-_OUT_OF_MEMORY: Final = re.compile(r"memory limit|oom[-_ ]kill|out of memory|OUT_OF_MEMORY", re.IGNORECASE)
+_MOST_REFUSED: Final = 12  # looks in a row at which SLURM has taken none of the jobs, and none is left
+_ENDED: Final = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+)
+_OUT_OF_MEMORY: Final = re.compile(r"OUT_OF_MEMORY|slurmstepd.*(memory limit|oom[-_ ]kill|out of memory)", re.IGNORECASE)
 
 
 def start_slurm(cluster: Slurm, source: str) -> Connection:
@@ -52,10 +64,13 @@ def start_slurm(cluster: Slurm, source: str) -> Connection:
         from distributed import Client
 
         client = Client(made)
-    except BaseException:
+    except BaseException as error:
         if made is not None:
             made.close()
         settings.close()
+        if isinstance(error, (OSError, RuntimeError)):  # a network that is not there, logs that cannot be written
+            said = " ".join(str(error).split())[:300]
+            raise InputError(f"{source}: the cluster cannot be started: {said}") from error
         raise
     warn_unencrypted(made.scheduler_address)
     watchdog = Watchdog(made, client, cluster, source)
@@ -145,7 +160,7 @@ class Watchdog:
 
     def __init__(self, cluster: Any, client: Any, settings: Slurm, source: str) -> None:
         self._cluster, self._client, self._settings, self._source = cluster, client, settings, source
-        self._failed, self._out_of_memory = 0, 0
+        self._failed, self._out_of_memory, self._refused = 0, 0, 0
         self._seen: set[str] = set()
         self.replaced = 0
         self.fault: str | None = None
@@ -191,16 +206,33 @@ class Watchdog:
                 end_computation(self._client, self._over)
                 return
             self._cluster.sync(self._forget, name)
-        if gone and self._settings.adaptive is None:
+        refused = [name for name, job in list(self._cluster.workers.items()) if not job.job_id]
+        for name in refused:
+            self._cluster.sync(self._forget, name)
+        if refused:
+            log.warning("SLURM has not taken %d jobs; they are submitted again", len(refused))
+        self._refused = self._refused + 1 if refused and not jobs else 0
+        if self._refused >= _MOST_REFUSED:
+            self.fault = self._why_refused()
+            end_computation(self._client, self._over)
+        elif (gone or refused) and self._settings.adaptive is None:
             self._cluster.scale(jobs=self._settings.most)
 
+    def _why_refused(self) -> str:
+        """SLURM's own words, where it has some."""
+        try:
+            require_accepted(self._cluster.job_script(), self._source)
+        except KetanetError as error:
+            return str(error)
+        return f"{self._source}: SLURM has taken no job any more; see whether sbatch works, then run the same again"
+
     def _alive(self) -> set[str]:
-        """Jobs of this user that are waiting or running."""
+        """Jobs of this user that have not ended."""
         asked = command(["squeue", "--me", "--noheader", "--format=%i %T"], self._source)
         if asked.returncode:
             raise KetanetError(asked.stderr.strip() or "squeue failed")
         rows = (line.split() for line in asked.stdout.splitlines())
-        return {row[0] for row in rows if len(row) == 2 and row[1] in _RUNNING}
+        return {row[0] for row in rows if len(row) == 2 and row[1] not in _ENDED}
 
     async def _forget(self, name: str) -> None:
         """Drop a job that has ended, so that the next scaling submits another."""

@@ -17,6 +17,7 @@ from ketanet.errors import InputError, KetanetError
 PLAIN = ("threads", "synchronous", "processes")
 """What :func:`connect` knows by name."""
 _SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "inproc")
+_ENCRYPTED = ("tls", "wss")
 
 LOST_WORKER_SECONDS = 600
 """How long a worker process that died may take to be back. Dask gives it up for good after 15 s, which a slow or
@@ -73,9 +74,15 @@ class Connection:
         self.memory = min(sizes, default=None)
 
     def close(self) -> None:
-        """Stop what :func:`connect` started."""
+        """Stop what :func:`connect` started, all of it; the first error is raised then."""
+        errors = []
         while self._closing:
-            self._closing.pop().close()
+            try:
+                self._closing.pop().close()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def __enter__(self) -> Connection:
         return self
@@ -84,7 +91,12 @@ class Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         said = None if error is None else self._said_of(error)
-        self.close()
+        try:
+            self.close()
+        except Exception as later:
+            if error is None:
+                raise
+            log.debug("closing %s: %s", self.name, later)  # what ended the block is told
         if said is not None:
             raise KetanetError(said) from error
 
@@ -181,7 +193,7 @@ def connect_processes(
     """Worker processes on this machine, with further options of :class:`distributed.LocalCluster`."""
     from distributed import Client, LocalCluster
 
-    patience = Setting(**{"distributed.deploy.lost-worker-timeout": f"{LOST_WORKER_SECONDS} s"})
+    patience, cluster = Setting(**{"distributed.deploy.lost-worker-timeout": f"{LOST_WORKER_SECONDS} s"}), None
     try:
         # spawn, because zarr's event loop does not survive a fork
         with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
@@ -195,10 +207,15 @@ def connect_processes(
                 silence_logs=logging.CRITICAL,  # a task's error is raised here; its worker would tell it too
                 **(options or {}),
             )
-    except RuntimeError as error:
+        client = Client(cluster)
+    except BaseException as error:
         patience.close()
-        raise KetanetError(f"the worker processes could not be started ({error}); run again") from error
-    client = Client(cluster)
+        if cluster is not None:
+            cluster.close()
+        if isinstance(error, (RuntimeError, OSError)):
+            said = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]
+            raise KetanetError(f"{name}: the worker processes could not be started ({said}); run again") from error
+        raise
     watchdog = _Watchdog(cluster, client, count, name)
     return Connection(
         name, count, [patience, cluster, watchdog], memory=memory, client=client, explain=lambda _: watchdog.fault
@@ -270,6 +287,11 @@ def connect_address(address: str, *, security: Any = None) -> Connection:
     scheme = address.split("://")[0]
     if scheme not in _SCHEMES:
         raise InputError(f"{address}: schedulers speak {', '.join(_SCHEMES)}; {scheme!r} is none of these")
+    if scheme in _ENCRYPTED and security is None and not dask.config.get("distributed.comm.tls.ca-file", None):
+        raise InputError(
+            f"{address}: {scheme}:// needs certificates; name them in the block [tls] of a cluster file of kind "
+            "'address', and give that file"
+        )
     try:
         client = Client(address, timeout="30s", security=security)
     except (OSError, ValueError) as error:

@@ -130,8 +130,8 @@ def _run_in(folder: Path, inputs: Inputs, source: Path, force: bool, limits: _Li
         not is_done or draws or inputs.study.robustness.people
     ):  # else no worker has anything to do, and none is waited for
         stores = [str(cohort.attrs["store"]) for cohort in inputs.cohorts.values()]
-        # results that go to an object store are written by this process
-        require_visible(stores, folder if isinstance(partials, Path) else None)
+        # results that go to an object store are written by this process, partial ones by workers
+        require_visible(stores, folder if isinstance(partials, Path) else storage.parent_and_name(partials)[0])
     description = {
         "Name": inputs.study.name,
         "BIDSVersion": "1.10.0",

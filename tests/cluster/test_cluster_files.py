@@ -15,9 +15,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dask
+import psutil
 import pytest
 from cryptography import x509
 
+from ketanet import compute
 from ketanet.cli import main
 from ketanet.clusters import connect, load_cluster
 from ketanet.clusters import slurm as slurm_module
@@ -99,6 +101,15 @@ def test_what_a_file_says_and_what_its_silence_means(site: Path, monkeypatch: py
     adaptive = load_cluster(site)
     assert isinstance(adaptive, Slurm)
     assert adaptive.most == 9
+    for name in ("ca", "cert", "key"):
+        (site.parent / "lab7").mkdir(exist_ok=True)
+        (site.parent / "lab7" / name).touch()
+    names = "".join(f'{name} = "${{GROUP}}/{name}"\n' for name in ("ca", "cert", "key"))
+    site.write_text(SLURM + "[tls]\n" + names)
+    encrypted = load_cluster(site)
+    assert isinstance(encrypted, Slurm)
+    assert encrypted.tls is not None
+    assert encrypted.tls.key == str(site.parent.absolute() / "lab7" / "key")
 
 
 BAD = {
@@ -250,11 +261,17 @@ def test_a_run_over_tls_and_a_wrong_certificate(work: Path, tmp_path: Path, site
         assert time.monotonic() - started < 60
 
 
-def test_a_scheduler_open_to_the_network_is_warned_of() -> None:
+def test_a_scheduler_open_to_the_network_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(KetanetWarning, match="open to the network without TLS"):
         warn_unencrypted("tcp://10.0.0.5:8786")
     warn_unencrypted("tls://10.0.0.5:8786")  # a warning would be an error here
     warn_unencrypted("tcp://127.0.0.1:8786")
+    warn_unencrypted("inproc://10.0.0.5/7/1")
+    with pytest.warns(KetanetWarning, match="open to the network without TLS"):
+        warn_unencrypted("tcp://localhost.example.org:8786")
+    monkeypatch.setattr(compute, "connect", lambda where, **_: Connection(where, 1))
+    with pytest.warns(KetanetWarning, match=r"tcp://10\.0\.0\.5:8786 is open to the network"):
+        connect("tcp://10.0.0.5:8786")
 
 
 def test_a_scheduler_that_is_not_there(site: Path, tmp_path: Path) -> None:
@@ -273,13 +290,30 @@ def test_an_address_nobody_answers_at_is_given_up_after_30_seconds(capsys: pytes
         port = one.getsockname()[1]
     started = time.monotonic()
     with pytest.raises(SystemExit) as left:
-        main(["map", "c.zarr", "t.tsv", "--out", "g.zarr", "--cluster", f"tcp://127.0.0.1:{port}"])
+        main(["cluster", "check", f"tcp://127.0.0.1:{port}"])
     assert left.value.code == 2
-    said = capsys.readouterr().err
-    assert "c.zarr" in said or f"no scheduler answers at tcp://127.0.0.1:{port} within 30 s" in said
-    with pytest.raises(InputError, match=f"no scheduler answers at tcp://127.0.0.1:{port} within 30 s"):
-        connect(f"tcp://127.0.0.1:{port}")
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith(f"error: no scheduler answers at tcp://127.0.0.1:{port} within 30 s")
     assert 25 < time.monotonic() - started < 60
+
+
+def test_a_tls_address_without_certificates_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["cluster", "check", "tls://127.0.0.1:9"])
+    assert left.value.code == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert "tls://127.0.0.1:9: tls:// needs certificates; name them in the block [tls]" in told[0]
+
+
+def test_worker_processes_listen_on_the_loopback_only() -> None:
+    with connect("processes", workers=1):
+        own = psutil.Process()
+        found = [one for process in (own, *own.children(recursive=True)) for one in process.net_connections("inet")]
+        listening = {one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN}
+    assert listening
+    assert listening <= {"127.0.0.1", "::1"}
 
 
 def test_workers_that_do_not_come_are_waited_for_no_longer_than_said(tmp_path: Path, site: Path) -> None:

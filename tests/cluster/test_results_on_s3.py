@@ -510,7 +510,7 @@ def test_credentials_that_expire_in_mid_run_are_one_line(
         own = stack.enter_context(between(endpoint, lambda: "400 ExpiredToken" if expired.is_set() else ""))
         stack.enter_context(monkeypatch.context()).setenv("AWS_ENDPOINT_URL", own)
         stack.enter_context(counted(monkeypatch, {70: expired.set}))
-        assert called(world.words(command, out)) == 1
+        assert called(world.words(command, out)) == 2
     assert "access denied (400 ExpiredToken)" in the_line(capsys)
     with pytest.raises(StoreError, match="no such store"):
         open_results(f"{out}/group.zarr" if command == "run" else out)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,22 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ketanet.errors.KetanetWarning"),  # coordinates off the coarse mask
     pytest.mark.filterwarnings("ignore:Creating scratch directories"),
 ]
+
+
+# what workers load, more than once: tasks that take a while
+SLOW = """
+import time
+from ketanet import connectivity
+
+if not hasattr(connectivity, "undisturbed"):
+    connectivity.undisturbed = connectivity._batch_moments
+
+def slow(*arguments):
+    time.sleep(4)
+    return connectivity.undisturbed(*arguments)
+
+connectivity._batch_moments = slow
+"""
 
 
 def free_ports(count: int) -> list[int]:
@@ -199,8 +216,8 @@ def test_the_demo_on_slurm_is_that_of_threads(cluster: Callable[..., Path], tmp_
     logs = list((tmp_path / "logs").glob("ketanet-*.err"))
     assert len(logs) == 2
     assert "tls://127.0.0.1" in logs[0].read_text()
-    told = json.loads((tmp_path / "results" / "provenance.json").read_text())
-    assert "slurm" in json.dumps(told)
+    told = json.loads((tmp_path / "results" / "provenance.json").read_text())["stages"]["pass"]
+    assert (told["people"], told["workers"], told["worker_deaths"], told["retries"]) == (60, 2, 0, 0)
 
 
 def test_a_cluster_is_checked_from_its_workers(
@@ -221,6 +238,7 @@ def test_a_cluster_is_checked_from_its_workers(
     assert left.value.code == 0
     assert "#SBATCH --mem=" in script
     assert "<scheduler>" in script
+    assert "--lifetime 960s" in script, "workers end and hand over before the 20 minutes are over"
     no_jobs_left()
 
 
@@ -238,6 +256,62 @@ def test_a_cancelled_job_is_replaced(cluster: Callable[..., Path], monkeypatch: 
         while len(set(jobs()) - {first[0]}) < 2:
             assert time.monotonic() < end, "the job was not replaced"
             time.sleep(0.2)
+    no_jobs_left()
+
+
+def test_a_study_whose_job_is_cancelled_ends_with_the_same_bits(
+    study: Path, cluster: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", str(tmp_path / "slow.py"))
+    monkeypatch.setenv("KETANET_PARTIAL_SECONDS", "0")
+    out = tmp_path / "results"
+    words = [sys.executable, "-m", "ketanet.cli", "run", "study.toml", "--out", str(out), "--cluster", str(cluster())]
+    with subprocess.Popen(words, cwd=study, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
+        try:
+            end = time.monotonic() + PATIENCE
+            while not list((out / "partials").glob("*.part")):
+                assert started.poll() is None
+                assert time.monotonic() < end, "nothing was kept"
+                time.sleep(0.05)
+            assert not (out / "group.zarr").exists()
+            subprocess.run(["scancel", jobs()[0]], check=True, timeout=60)
+            said, _ = started.communicate(timeout=PATIENCE)
+        finally:
+            started.kill()
+    assert started.returncode == 0, said
+    assert_same(out, study / "threads")
+    assert json.loads((out / "provenance.json").read_text())["stages"]["pass"]["worker_deaths"] >= 1
+    no_jobs_left()
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_jobs_that_slurm_does_not_take_are_submitted_again_or_end_the_run(
+    cluster: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
+) -> None:
+    """As a controller that restarts does, or a limit on jobs."""
+    monkeypatch.setattr(slurm_module, "LOOK_SECONDS", 0.5)
+    refuses = tmp_path / "refuses"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text(
+        f'#!/bin/sh\n[ -e "{refuses}" ] && {{ echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }}\n'
+        f'exec {shutil.which("sbatch")} "$@"\n'
+    )
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    with ExitStack() as stack:
+        if for_good:
+            stack.enter_context(pytest.raises(KetanetError, match=r"refuses the job: QOSMaxSubmitJobPerUserLimit"))
+        connection = stack.enter_context(connect(str(cluster())))
+        wait_for_workers(connection, 2)
+        pending = connection.client.compute(waiting(8, 1.0))
+        refuses.touch()
+        subprocess.run(["scancel", *jobs()], check=True, timeout=60)
+        if not for_good:
+            time.sleep(4)
+            assert jobs() == []
+            refuses.unlink()
+        assert connection.client.gather(pending) == list(range(8))
     no_jobs_left()
 
 
@@ -266,11 +340,13 @@ def test_out_of_memory_is_one_line_with_the_setting_to_change(
         time.sleep(10)
         return len(held)
 
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE", "false")  # SLURM has to
     file = cluster(workers=1, memory="600 MB")
     with pytest.raises(KetanetError, match="raise 'memory'") as caught, connect(str(file)):
         dask.compute(dask.delayed(take)(900_000_000))
     assert "\n" not in str(caught.value)
     assert "600 MB" in str(caught.value)
+    assert "SLURM ended 2 jobs for taking more memory" in str(caught.value)
     no_jobs_left()
 
 
