@@ -172,7 +172,7 @@ def _address(cluster: Address, source: str) -> Connection:
             )
         time.sleep(0.2)
     connection.refresh()
-    warn_unencrypted(str(client.scheduler.address))
+    warn_unencrypted(str(connection.client.scheduler.address))
     return connection
 
 

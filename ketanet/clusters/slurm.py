@@ -41,7 +41,11 @@ _ENDED: Final = (
     "REVOKED",
     "TIMEOUT",
 )
-_OUT_OF_MEMORY: Final = re.compile(r"OUT_OF_MEMORY|slurmstepd.*(memory limit|oom[-_ ]kill|out of memory)", re.IGNORECASE)
+_OUT_OF_MEMORY: Final = re.compile(
+    r"OUT_OF_MEMORY|slurmstepd.*(memory limit|oom[-_ ]kill|out of memory)", re.IGNORECASE
+)
+    r"OUT_OF_MEMORY|slurmstepd.*(memory limit|oom[-_ ]kill|out of memory)", re.IGNORECASE
+)
 
 
 def start_slurm(cluster: Slurm, source: str) -> Connection:

@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
