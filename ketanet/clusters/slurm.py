@@ -44,8 +44,6 @@ _ENDED: Final = (
 _OUT_OF_MEMORY: Final = re.compile(
     r"OUT_OF_MEMORY|slurmstepd.*(memory limit|oom[-_ ]kill|out of memory)", re.IGNORECASE
 )
-    r"OUT_OF_MEMORY|slurmstepd.*(memory limit|oom[-_ ]kill|out of memory)", re.IGNORECASE
-)
 
 
 def start_slurm(cluster: Slurm, source: str) -> Connection:
@@ -240,8 +238,13 @@ class Watchdog:
 
     async def _forget(self, name: str) -> None:
         """Drop a job that has ended, so that the next scaling submits another."""
-        self._cluster.workers.pop(name, None)
+        from distributed.core import Status
+
         self._cluster.worker_spec.pop(name, None)
+        job = self._cluster.workers.pop(name, None)
+        if job is not None:
+            await job.close()
+            job.status = Status.closed  # which a closing cluster makes sure of
 
     def _judge(self, job: str) -> None:
         """Count how a job ended; a fault when it is no use to go on."""

@@ -63,7 +63,8 @@ class Connection:
         self.workers = workers
         self.memory = memory
         self.client = client
-        self._closing = [_Quiet("distributed.client"), *closing, client] if client is not None else list(closing)
+        quiet = [_Quiet("distributed.client"), _Quiet("tornado.application")] if client is not None else []
+        self._closing = [*quiet, *closing, *([client] if client is not None else [])]
         self._explain = explain
 
     def refresh(self) -> None:
