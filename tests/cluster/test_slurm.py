@@ -281,7 +281,8 @@ def test_a_study_whose_job_is_cancelled_ends_with_the_same_bits(
             started.kill()
     assert started.returncode == 0, said
     assert_same(out, study / "threads")
-    assert json.loads((out / "provenance.json").read_text())["stages"]["pass"]["worker_deaths"] >= 1
+    told = json.loads((out / "provenance.json").read_text())["stages"]["pass"]
+    assert told["worker_deaths"] + told["retries"] >= 1
     no_jobs_left()
 
 
@@ -308,8 +309,8 @@ def test_jobs_that_slurm_does_not_take_are_submitted_again_or_end_the_run(
         refuses.touch()
         subprocess.run(["scancel", *jobs()], check=True, timeout=60)
         if not for_good:
-            time.sleep(4)
-            assert jobs() == []
+            no_jobs_left()
+            time.sleep(2)
             refuses.unlink()
         assert connection.client.gather(pending) == list(range(8))
     no_jobs_left()
