@@ -71,6 +71,19 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KETANET_PARTIAL_SECONDS", "0")
 
 
+def people_read_from_now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of a cohort that are read, each time they are."""
+    read: list[int] = []
+    original = StoredRows.bold
+
+    def counted(self: StoredRows, row: int, *args: object, **kwargs: object) -> np.ndarray:
+        read.append(row)
+        return original(self, row, *args, **kwargs)
+
+    monkeypatch.setattr(StoredRows, "bold", counted)
+    return read
+
+
 @pytest.mark.usefixtures("always")
 def test_a_partial_comes_back_whole_and_damage_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.part"
@@ -122,14 +135,7 @@ def test_a_second_pass_reads_what_is_missing_only(
     assert len(files) >= 2
     size = sum(f.stat().st_size for f in files)
     assert size <= connectivity.PARTIAL_SHARE * row_bytes(cohort) * cohort.sizes["subject"] + 500 * len(files)
-    read: list[int] = []
-    original = StoredRows.bold
-
-    def counted(self: StoredRows, row: int, *args: object, **kwargs: object) -> np.ndarray:
-        read.append(row)
-        return original(self, row, *args, **kwargs)
-
-    monkeypatch.setattr(StoredRows, "bold", counted)
+    read = people_read_from_now(monkeypatch)
     files[0].unlink()
     content = files[1].read_bytes()
     files[1].write_bytes(content[:-9])  # cut short: found out, and made again
@@ -153,14 +159,7 @@ def test_what_was_kept_since_the_graph_was_made_is_not_read_again(
     plain = moments(cohort, seeds).compute()
     first, second, third = (moments(cohort, seeds, partials=tmp_path) for _ in range(3))
     first.compute()
-    read: list[int] = []
-    original = StoredRows.bold
-
-    def counted(self: StoredRows, row: int, *args: object, **kwargs: object) -> np.ndarray:
-        read.append(row)
-        return original(self, row, *args, **kwargs)
-
-    monkeypatch.setattr(StoredRows, "bold", counted)
+    read = people_read_from_now(monkeypatch)
     again = second.compute()
     assert len(read) < 16, "what is too small to keep"
     for name in ("n", "mean", "m2"):
