@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from ketanet import spec, storage
 from ketanet.cohort import StoredRows
-from ketanet.compute import FAN_IN, one_blas_thread, subjects_per_task, tree
+from ketanet.compute import FAN_IN, handed, one_blas_thread, subjects_per_task, tree
 from ketanet.errors import InputError, KetanetError
 from ketanet.grid import grid_from_attrs, require_same_grid
 from ketanet.kernels.fisher import has_fast_path
 from ketanet.kernels.glm import ProductAccumulator, Products, merge_products, sums_per_voxel
 from ketanet.kernels.moments import Accumulator, Moments, Subject, Weights, merge, seed_signals, z_map
+from ketanet.kernels.subsets import Places, packed, unpacked
 from ketanet.partials import SUFFIX, is_there, is_whole, read_partial, write_partial_if_due
 from ketanet.progress import task_name
 from ketanet.seeds import seed_weights
@@ -118,12 +119,11 @@ def moments(
     spec.choice(signal, spec.SIGNALS, "signal")
     rows = [int(row) for row in cohort["row"].values]
     targets = np.arange(cohort.sizes["voxel"]) if voxels is None else np.asarray(voxels, np.int64)
-    # handed to every task by key, not copied into each
     weights = seed_weights(seeds)
-    shared = dask.delayed((weights, targets), pure=True)
+    step = subjects_per_task(len(rows))
+    shared = handed((weights, packed(targets)), -(-len(rows) // step))
     work = _batch_moments if columns is None else _batch_products
     part = dask.delayed(_unless_kept, pure=True)
-    step = subjects_per_task(len(rows))
     source = source_of(cohort)
     key = pass_key(source[1], weights, targets, signal)
     if columns is not None:
@@ -152,7 +152,7 @@ def measure_batch(cohort: xr.Dataset, seeds: xr.Dataset, targets: NDArray[np.int
     """Do the work of one task on all subjects of a (small) cohort, and forget the result: for calibration."""
     voxels = np.arange(cohort.sizes["voxel"]) if targets is None else np.asarray(targets, np.int64)
     rows = [int(row) for row in cohort["row"].values]
-    _batch_moments(source_of(cohort), rows, (seed_weights(seeds), voxels), signal)
+    _batch_moments(source_of(cohort), rows, (seed_weights(seeds), packed(voxels)), signal)
 
 
 def source_of(cohort: xr.Dataset) -> tuple[str, str]:
@@ -258,11 +258,9 @@ def _subject_map(source: tuple[str, str], row: int, weights: Weights, signal: st
         return z_map(stored.bold(row), stored.norm(row), weights, signal, stored.segments(row))[None]
 
 
-def _batch_moments(
-    source: tuple[str, str], rows: list[int], shared: tuple[Weights, NDArray[Any]], signal: str
-) -> Moments:
-    weights, voxels = shared
-    accumulator = Accumulator(weights.shape[0], voxels)
+def _batch_moments(source: tuple[str, str], rows: list[int], shared: tuple[Weights, Places], signal: str) -> Moments:
+    weights, places = shared
+    accumulator = Accumulator(weights.shape[0], unpacked(places))
     _add_people(accumulator, source, rows, weights, signal)
     return accumulator.moments()
 
@@ -270,12 +268,12 @@ def _batch_moments(
 def _batch_products(
     source: tuple[str, str],
     rows: list[int],
-    shared: tuple[Weights, NDArray[Any]],
+    shared: tuple[Weights, Places],
     signal: str,
     columns: NDArray[np.float64],
 ) -> Products:
-    weights, voxels = shared
-    accumulator = ProductAccumulator(weights.shape[0], voxels, columns)
+    weights, places = shared
+    accumulator = ProductAccumulator(weights.shape[0], unpacked(places), columns)
     _add_people(accumulator, source, rows, weights, signal)
     return accumulator.products()
 

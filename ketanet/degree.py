@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from ketanet import spec
 from ketanet.cohort import StoredRows
-from ketanet.compute import one_blas_thread, subjects_per_task, tree
+from ketanet.compute import handed, one_blas_thread, subjects_per_task, tree
 from ketanet.connectivity import row_bytes, source_of
 from ketanet.errors import InputError
 from ketanet.grid import Grid, grid_from_attrs
 from ketanet.kernels.degree import DEGREES, degree_of
+from ketanet.kernels.subsets import Places, packed, unpacked
 from ketanet.progress import task_name
 
 _Sums = tuple[NDArray[np.float64], NDArray[np.int32]]
@@ -143,9 +144,9 @@ def _summed_degrees(cohort: xr.Dataset, targets: NDArray[np.int64], partners: ND
     digest = hashlib.sha256(f"degree {source} {kind}".encode())
     for array in (targets, partners):
         digest.update(np.ascontiguousarray(array).tobytes())
-    shared = dask.delayed((targets, partners), pure=True)
     batch = dask.delayed(_batch_degrees, pure=True)
     step = subjects_per_task(len(rows))
+    shared = handed((packed(targets), packed(partners)), -(-len(rows) // step))
     parts = []
     for start in range(0, len(rows), step):
         own = rows[start : start + step]
@@ -155,12 +156,10 @@ def _summed_degrees(cohort: xr.Dataset, targets: NDArray[np.int64], partners: ND
     return tree(parts, _added)
 
 
-def _batch_degrees(
-    source: tuple[str, str], rows: list[int], shared: tuple[NDArray[np.int64], NDArray[np.int64]], kind: str
-) -> _Sums:
+def _batch_degrees(source: tuple[str, str], rows: list[int], shared: tuple[Places, Places], kind: str) -> _Sums:
     stored = StoredRows(*source)
     stored.require_content()
-    targets, partners = shared
+    targets, partners = (unpacked(places) for places in shared)
     total, count = np.zeros(len(targets)), np.zeros(len(targets), np.int32)
     buffer = stored.buffer()
     with one_blas_thread():

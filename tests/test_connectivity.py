@@ -342,6 +342,40 @@ def test_tasks_do_not_grow_with_the_grid(people: Any, monkeypatch: pytest.Monkey
     assert sizes[-3] < 1500
 
 
+def test_what_few_tasks_take_is_in_each(people: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cohort = open_cohort(people.stores["int16"])
+    monkeypatch.setattr(ketanet.compute, "SUBJECTS_PER_TASK", 2)
+    own = [moments(cohort, people.seeds)]
+    monkeypatch.setattr(ketanet.compute, "HANDED_BYTES", 0)
+    own.append(moments(cohort, people.seeds))
+    needs = [
+        {key: task.dependencies for key, task in part.dask.items() if str(key).startswith("people-")} for part in own
+    ]
+    assert needs[0].keys() == needs[1].keys()
+    assert not any(needs[0].values())
+    (by_key,) = set(needs[1].values())
+    assert len(by_key) == 1
+    for name, values in vars(own[0].compute()).items():
+        np.testing.assert_array_equal(values, vars(own[1].compute())[name])
+
+
+def test_few_tasks_go_to_all_workers_at_once(people: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not to one of them, for the others to take some over."""
+    from distributed import get_task_stream
+
+    people_each = -(-len(people.names) // 4)
+    monkeypatch.setattr(ketanet.compute, "SUBJECTS_PER_TASK", people_each)
+    work = moments(open_cohort(people.stores["int16"]), people.seeds)
+    with (
+        dask.config.set({"distributed.scheduler.work-stealing": False}),
+        ketanet.compute.connect("processes", workers=2) as connection,
+        get_task_stream(connection.client) as stream,
+    ):
+        work.compute()
+    did = [row["worker"] for row in stream.data if str(row["key"]).startswith("people-")]
+    assert sorted(did.count(worker) for worker in set(did)) == [2, 2]
+
+
 # --- bad input
 
 

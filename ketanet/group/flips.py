@@ -21,12 +21,13 @@ from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from ketanet.cohort import StoredRows
-from ketanet.compute import MAX_TASKS, SUBJECTS_PER_TASK, one_blas_thread
+from ketanet.compute import MAX_TASKS, SUBJECTS_PER_TASK, handed, one_blas_thread
 from ketanet.connectivity import pass_key, row_bytes, source_of
 from ketanet.errors import InputError, KetanetError
 from ketanet.files import disk_errors
 from ketanet.kernels.flips import Extremes, family_wise_p, flip_extremes, flip_signs
 from ketanet.kernels.moments import Weights, z_map
+from ketanet.kernels.subsets import Places, packed, unpacked
 from ketanet.progress import task_name
 from ketanet.seeds import seed_weights
 
@@ -94,10 +95,10 @@ def sign_flip_p(
     weights = seed_weights(seeds)
     n_seeds = weights.shape[0]
     source = source_of(cohort)
-    shared = dask.delayed((weights, voxels), pure=True)
     signs = dask.delayed(flip_signs, pure=True)(n_flips, len(rows), seed)
     group = seeds_at_once(len(rows), n_seeds, len(voxels))
     step = people_at_once(len(rows), -(-n_seeds // group))
+    shared = handed((weights, packed(voxels)), -(-len(rows) // step) * -(-n_seeds // group))
     # other flips keep files of their own, since these are removed after use
     key = f"{pass_key(source[1], weights, voxels, signal)} {rows} {group} {step} {tail} {n_flips} {seed}"
     folder = _scratch_folder(hashlib.sha256(key.encode()).hexdigest()[:24], partials)
@@ -142,7 +143,7 @@ def _scratch_folder(key: str, partials: Path | None) -> Path:
 def _write_z(
     source: tuple[str, str],
     rows: list[int],
-    shared: tuple[Weights, NDArray[np.int64]],
+    shared: tuple[Weights, Places],
     seeds: slice,
     signal: str,
     path: Path,
@@ -151,7 +152,7 @@ def _write_z(
     """z (subject, seed, target) of some people in a scratch file that appears when it is whole."""
     if path.is_file():
         return path
-    weights, voxels = shared
+    weights, voxels = shared[0], unpacked(shared[1])
     own = weights[seeds]
     stored = StoredRows(*source)
     stored.require_content()
