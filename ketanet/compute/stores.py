@@ -208,7 +208,7 @@ def open_results(path: str | os.PathLike[str]) -> xr.Dataset:
         raise StoreError(f"{path}: no such store")
     source = place if isinstance(place, Path) else storage.zarr_store(place)
     try:
-        dataset = xr.open_zarr(source, consolidated=False, chunks={}, mask_and_scale=False)
+        dataset = xr.open_zarr(source, zarr_format=3, consolidated=False, chunks={}, mask_and_scale=False)
     except (OSError, KeyError, ValueError, zarr.errors.BaseZarrError) as error:
         raise StoreError(f"{path}: not a ketanet store, or a truncated one ({str(error)[:200]})") from error
     if dataset.attrs.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:

@@ -329,6 +329,31 @@ def test_all_jobs_cancelled_come_back(cluster: Callable[..., Path], monkeypatch:
     no_jobs_left()
 
 
+def test_jobs_come_and_go_with_the_work(
+    study: Path, cluster: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm_module, "LOOK_SECONDS", 1.0)
+    file = cluster()
+    bounds = "[adaptive]\nminimum = 0\nmaximum = 2\n"
+    file.write_text(file.read_text().replace("workers = 2\n", "") + "\n" + bounds, encoding="utf-8")
+    with connect(str(file)) as connection:
+        for _ in range(2):
+            pending = connection.client.compute(waiting(8, 1.0))
+            seen: set[str] = set()
+            end = time.monotonic() + PATIENCE
+            while not all(future.done() for future in pending):
+                assert time.monotonic() < end, "no job came for the work"
+                seen |= set(jobs())
+                time.sleep(0.2)
+            assert connection.client.gather(pending) == list(range(8))
+            assert 1 <= len(seen) <= 2
+            del pending
+            no_jobs_left()  # while the connection stays
+    run(study, "run", "study.toml", "--out", str(tmp_path / "results"), "--cluster", str(file))
+    assert_same(tmp_path / "results", study / "threads")
+    no_jobs_left()
+
+
 def test_out_of_memory_is_one_line_with_the_setting_to_change(
     cluster: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
