@@ -140,6 +140,8 @@ def read_partial(path: Path | str) -> dict[str, NDArray[Any]]:
         header = json.loads(file.readline())
         arrays = {}
         for name, dtype, shape in header:
+            if np.dtype(dtype).hasobject:
+                raise KetanetError(f"{path} holds no numbers; remove it ('ketanet clean')")
             array = np.empty(shape, np.dtype(dtype))
             file.readinto(memoryview(array.data).cast("B"))
             arrays[name] = array

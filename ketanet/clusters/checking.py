@@ -24,6 +24,8 @@ from ketanet.partials import partials_beside
 PACKAGES: Final = ("ketanet", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "numba", "obstore")
 """Packages whose versions must agree: bits, or messages between processes, depend on them."""
 
+_SPOKEN: Final = ("dask", "distributed")
+
 log = logging.getLogger("ketanet")
 
 _SENT_BYTES = 32 * 2**20
@@ -93,12 +95,17 @@ def check_cluster(
 
 
 def require_same_versions(connection: Connection) -> None:
-    """Raise an InputError that names a worker with other versions than this process has."""
+    """Raise an InputError that names a scheduler or a worker with other versions than this process has."""
     _require_same_versions_on(connection.client, connection.name)
 
 
 def _require_same_versions_on(client: Any, name: str) -> None:
     here = versions_here()
+    # it needs no ketanet, but speaks with both sides
+    scheduler = client.get_versions()["scheduler"]["packages"]
+    other = [f"{what} {scheduler[what]} (here {here[what]})" for what in _SPOKEN if scheduler[what] != here[what]]
+    if other:
+        raise InputError(f"{name}: the scheduler has other versions: {', '.join(other)}; install the same there")
     with _loadable():
         found = client.run(versions_here)
     for worker, there in sorted(found.items()):

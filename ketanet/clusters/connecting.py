@@ -106,11 +106,27 @@ def start(cluster: Cluster, source: str) -> Connection:
 
 
 def security_of(tls: Tls | None) -> Any:
-    """Certificates as distributed wants them, the same for all three roles; None without."""
+    """Certificates as distributed wants them, the same for all three roles; None without.
+
+    Raises
+    ------
+    InputError
+        They cannot be read, or key and certificate are no pair.
+    """
     if tls is None:
         return None
+    import ssl
+
     from distributed import Security
 
+    try:
+        ssl.create_default_context(cafile=tls.ca).load_cert_chain(tls.cert, tls.key)
+    except (OSError, ValueError) as error:  # those of ssl are among the former
+        said = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"[tls]: {tls.ca}, {tls.cert} and {tls.key} are no certificates that go together ({said}); "
+            "ketanet cluster certs DIR makes some"
+        ) from error
     own = {"cert": tls.cert, "key": tls.key}
     roles = {f"tls_{role}_{what}": path for role in ("client", "scheduler", "worker") for what, path in own.items()}
     return Security(tls_ca_file=tls.ca, require_encryption=True, **roles)

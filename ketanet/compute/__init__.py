@@ -62,7 +62,7 @@ def subjects_per_task(n_subjects: int) -> int:
 
 
 def handed(values: tuple[Any, ...], tasks: int) -> Any:
-    """Arrays, dense or sparse by rows, that each of so many tasks takes: inside each of them where that is little, else by key.
+    """Arrays (dense, or sparse by rows) that each of so many tasks takes: inside it where they are small, else by key.
 
     Dask runs a task where what it takes lies. With one key for all, every task goes to one worker first, and the others
     take some over as they find nothing to do: on a cluster for which these are few tasks (two a core), it takes a round

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dask
+import distributed
 import psutil
 import pytest
 from cryptography import x509
@@ -323,14 +324,44 @@ def test_workers_that_do_not_come_are_waited_for_no_longer_than_said(tmp_path: P
             connect(str(site))
 
 
+@pytest.mark.parametrize("kind", ["processes", "address"])
+@pytest.mark.parametrize("broken", ["ca", "cert", "key"])
+def test_certificates_that_are_none_are_one_line(
+    tmp_path: Path, site: Path, kind: str, broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_certificates(tmp_path / "tls")
+    make_certificates(tmp_path / "other")
+    if broken == "key":  # of another certificate
+        (tmp_path / "tls" / "key.pem").write_bytes((tmp_path / "other" / "key.pem").read_bytes())
+    else:
+        (tmp_path / "tls" / f"{broken}.pem").write_text("no certificate\n")
+    where = "workers = 1\n" if kind == "processes" else 'address = "tls://127.0.0.1:9"\n'
+    block = '[tls]\nca = "tls/ca.pem"\ncert = "tls/cert.pem"\nkey = "tls/key.pem"\n'
+    site.write_text(f'kind = "{kind}"\n{where}{block}')
+    with pytest.raises(SystemExit) as left:
+        main(["cluster", "check", str(site)])
+    assert left.value.code == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "are no certificates that go together (" in told
+    assert "ketanet cluster certs DIR" in told
+
+
 def test_other_versions_are_named() -> None:
     class Client:
+        def __init__(self, dask: str = dask.__version__) -> None:
+            self._dask = dask
+
+        def get_versions(self) -> dict[str, dict[str, dict[str, str]]]:
+            return {"scheduler": {"packages": {"dask": self._dask, "distributed": distributed.__version__}}}
+
         def run(self, function: object) -> dict[str, dict[str, str]]:
             assert callable(function)
             return {"tcp://a:1": function(), "tcp://b:2": function() | {"zarr": "2.18.0"}}
 
     with pytest.raises(InputError, match=r"worker tcp://b:2 has other versions: zarr 2.18.0 \(here 3"):
         require_same_versions(Connection("lab", 2, client=Client()))
+    with pytest.raises(InputError, match=r"lab: the scheduler has other versions: dask 2024.1.0 \(here 20"):
+        require_same_versions(Connection("lab", 2, client=Client("2024.1.0")))
 
 
 def test_memory_of_a_worker_is_held_against_the_plan() -> None:
