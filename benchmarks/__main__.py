@@ -11,6 +11,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,14 @@ def page(sections: list[Section], *, quick: bool) -> str:
 
 
 def updated(text: str, sections: list[Section]) -> str:
-    """A page with some sections replaced, new ones behind the others."""
+    """A page with some sections replaced, new ones behind the others; they name their machine where the page names
+    another."""
     head, *old = text.split("\n## ")
     parts = {part.partition("\n")[0]: part for part in old}
+    here = machine()
     for section in sections:
+        if here not in " ".join(head.split()):
+            section = replace(section, words=f"{section.words} The machine of this section: {here}.")
         parts[section.title] = section.to_markdown().removeprefix("## ")
     return "\n## ".join([head, *(part.rstrip("\n") + "\n" for part in parts.values())])
 

@@ -75,7 +75,7 @@ SPOT_CORES = (64, 1024)
 def measure(
     folder: Path,
     *,
-    people: int = 64,
+    people: int = 160,
     voxels: int = 230_000,
     frames: int = 490,
     seeds: int = 40,

@@ -294,6 +294,10 @@ def test_a_section_of_the_page_is_replaced() -> None:
     ]
     assert "Other words." in again
     assert entry.updated(text, sections) == text
+    assert "of this section" not in again
+    elsewhere = entry.updated(text.replace("Python", "Cobra"), sections[:1])
+    assert elsewhere.count("of this section: ") == 1
+    assert elsewhere.count("Python") == 1
 
 
 @pytest.mark.usefixtures("in_this_process")
