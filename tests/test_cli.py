@@ -488,6 +488,7 @@ def test_nothing_of_the_users_is_ever_removed(refused, world: Path, tmp_path: Pa
     assert file.read_text() == "y"
 
 
+@pytest.mark.slow
 def test_no_report_of_a_run_that_did_not_finish(refused, run, world: Path, tmp_path: Path) -> None:
     study, out = copy_study(world, tmp_path / "s"), tmp_path / "out"
     assert run("run", study, "--out", out)[0] == 0

@@ -190,6 +190,7 @@ def test_run_again_computes_nothing(results: Path, world: Path, monkeypatch: pyt
 
 
 @pytest.mark.filterwarnings("ignore::ketanet.errors.KetanetWarning")
+@pytest.mark.slow
 def test_another_degree_makes_another_strength_null(world: Path, tmp_path: Path, capsys: Any) -> None:
     text = STUDY[: STUDY.index("[robustness]")].replace('"healthy', f'"{world}/healthy')
     text = text.replace('"patients', f'"{world}/patients').replace('"coord', f'"{world}/coord')
@@ -203,6 +204,7 @@ def test_another_degree_makes_another_strength_null(world: Path, tmp_path: Path,
     assert "location-uniform_cohort-healthy: there already" in said[1]
 
 
+@pytest.mark.slow
 def test_null_command_adds_draws(world: Path, tmp_path: Path, capsys: Any) -> None:
     text = STUDY[: STUDY.index("[null]")].replace('signals = ["mean_standardised"]', "")
     text = (

@@ -112,7 +112,9 @@ def test_hallucinations_agree_with_the_published_maps(data: Path, cohort: xr.Dat
 
 
 @pytest.mark.usefixtures("environment")
-@pytest.mark.parametrize("file", ["ketamine/ketamine-cni2019.toml", "hallucinations/study.toml"])
+@pytest.mark.parametrize(
+    "file", ["ketamine/ketamine-cni2019.toml", pytest.param("hallucinations/study.toml", marks=pytest.mark.slow)]
+)
 def test_real_studies_run(file: str, tmp_path: Path) -> None:
     null = {"n": 19} if "hallucinations" in file else None  # all 1,000 draws take minutes
     folder = kn.run_study(PIPELINES / file, tmp_path / "out", null=null)

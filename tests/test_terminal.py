@@ -371,6 +371,7 @@ def test_info_is_for_people_and_json_for_machines(run, world: Path) -> None:
 # --- the end of a run
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_result(run, world: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
     study = ("--out", out, "--n", 19, "--match", "uniform")

@@ -377,6 +377,7 @@ def test_memory_of_a_worker_is_held_against_the_plan() -> None:
 # --- what was used
 
 
+@pytest.mark.slow
 def test_what_workers_did_is_told(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bokeh")
     log, page, out = tmp_path / "log.jsonl", tmp_path / "page.html", tmp_path / "results"
