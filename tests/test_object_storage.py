@@ -293,6 +293,7 @@ def test_a_store_that_cannot_be_used_is_one_line_without_secrets(
     with pytest.raises(StoreError) as error:
         open_cohort("s3://nobody/c.zarr")
     assert words in one_line(error)
+    assert "not a cohort" not in str(error.value)
     with pytest.raises(InputError) as error:
         RemoteSource("s3://nobody/images", ParcelSource).scan()
     assert words in one_line(error)

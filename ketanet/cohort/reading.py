@@ -304,10 +304,10 @@ def _require_there(path: str | os.PathLike[str], address: str) -> None:
         root = json.loads(bytes(storage.read(f"{address}/zarr.json")))
     except FileNotFoundError:
         raise StoreError(f"{path}: no such cohort store") from None
+    except KetanetError as error:  # one of the requests, some of which are a ValueError too
+        raise StoreError(str(error)) from None
     except ValueError as error:
         raise StoreError(f"{path}: not a cohort store, or a damaged one ({_short(error)})") from None
-    except KetanetError as error:
-        raise StoreError(str(error)) from None
     if not root.get("attributes"):
         # they come last
         raise StoreError(f"{path}: this store is not finished; the same 'ketanet ingest' again goes on with it")
