@@ -14,9 +14,11 @@
 #SBATCH --cpus-per-task=1
 #SBATCH --mem-per-cpu=4G
 #SBATCH --time=04:00:00
+#SBATCH --signal=B:TERM@60
 set -euo pipefail
 
 export PATH="${KETANET_BIN:+$KETANET_BIN:}$PATH"
+export DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=10    # tasks may lose their worker so often
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 # where all nodes of the job meet: certificates and the scheduler's address, readable by their owner only
@@ -24,11 +26,14 @@ shared=$(mktemp -d "${SLURM_SUBMIT_DIR:-$PWD}/.ketanet-${SLURM_JOB_ID:?this is a
 pids=()
 leave() {
     trap - EXIT TERM
+    # the command first, while the others are there: it says how to go on, and clears up
+    if [ -n "${command:-}" ]; then kill "$command" 2>/dev/null || true; wait "$command" 2>/dev/null || true; fi
     for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
     wait 2>/dev/null || true
     rm -rf "$shared"
 }
-trap leave EXIT TERM
+trap leave EXIT
+trap 'leave; exit 143' TERM
 
 ketanet cluster certs "$shared/tls"
 tls=(--tls-ca-file "$shared/tls/ca.pem" --tls-cert "$shared/tls/cert.pem" --tls-key "$shared/tls/key.pem")
@@ -48,7 +53,7 @@ if [ -n "${SLURM_MEM_PER_NODE:-}" ]; then memory=$(( SLURM_MEM_PER_NODE / ((task
 memory=$(( memory * 9 / 10 ))
 srun --overlap --kill-on-bad-exit=0 dask worker --scheduler-file "$shared/scheduler.json" "${tls[@]}" \
     ${KETANET_INTERFACE:+--interface "$KETANET_INTERFACE"} \
-    --nthreads 1 --memory-limit "${memory}MB" --no-dashboard --death-timeout 60 \
+    --nthreads 1 --memory-limit "${memory}MB" --no-dashboard --dashboard-address 127.0.0.1:0 --death-timeout 60 \
     --local-directory "${TMPDIR:-/tmp}" >"$shared/workers.log" 2>&1 &
 pids+=($!)
 
@@ -63,6 +68,9 @@ key = "tls/key.pem"
 TOML
 
 status=0
-ketanet "$@" --cluster "$shared/cluster.toml" || status=$?
+# behind, since bash looks at signals only when a command in front has ended
+ketanet "$@" --cluster "$shared/cluster.toml" &
+command=$!
+wait "$command" || status=$?
 if [ "$status" -gt 2 ] || [ "$status" -eq 1 ]; then tail -n 5 "$shared/workers.log" >&2; fi
 exit "$status"

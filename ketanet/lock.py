@@ -183,7 +183,8 @@ def _take_object(lock: str, mine: bytes) -> None:
 
 def _words_of_object(lock: str) -> tuple[str, str | None]:
     """Who left a lock, and its tag; raises as :func:`_left_by`, and a FileNotFoundError when it is not there."""
-    text, (written, tag) = bytes(storage.read(lock)), storage.look(lock)
+    # the tag first: where another takes the lock in between, it is that of what was there before, and replaces nothing
+    (written, tag), text = storage.look(lock), bytes(storage.read(lock))
     return _words_of(lock, text.decode(errors="replace"), max(0.0, (_now(lock) - written).total_seconds())), tag
 
 

@@ -35,7 +35,11 @@ FOLDER = "partials"
 
 def seconds_between() -> float:
     """Shortest time between two partials of one process: 60 s, or ``KETANET_PARTIAL_SECONDS``."""
-    return float(os.environ.get("KETANET_PARTIAL_SECONDS", "60"))
+    text = os.environ.get("KETANET_PARTIAL_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"KETANET_PARTIAL_SECONDS is {text!r}; it takes a number of seconds, such as 60") from None
 
 
 class _Clock:

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 from ketanet.errors import InputError, KetanetError
 
@@ -38,6 +39,8 @@ _NEEDED = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 _DENIED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch")
+_ELSEWHERE = ("AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect")
+_ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 _BLOCK_BYTES = 16 * 2**20
 
 
@@ -122,16 +125,16 @@ def failures(address: str) -> Iterator[None]:
         no_bucket = kind is FileNotFoundError and "NoSuchBucket" in text
         if not (kind.__module__.startswith("obstore") or kind is NotImplementedError or no_bucket):
             raise
+        error.args = (kind.__name__,)  # what follows has it as its context, and tracebacks print that
     else:
         return
-    # raised outside of the handler, so that no traceback shows what obstore said
     words, is_input = _in_words(address, text, kind.__name__)
     error_type: type[KetanetError] = InputError if is_input else KetanetError
     if kind.__name__ in ("NotImplementedError", "NotSupportedError") or "<Code>NotImplemented</Code>" in text:
         error_type = NotSupportedError
     elif _broke_off(text) and not is_input:
         error_type = _BrokenOff
-    raise error_type(f"{address}: {words}")
+    raise error_type(f"{address}: {words}") from None
 
 
 class NotSupportedError(KetanetError):
@@ -359,10 +362,16 @@ def _in_words(address: str, text: str, kind: str) -> tuple[str, bool]:
         return f"there is no bucket {bucket!r}; check the address and the endpoint", True
     if "169.254.169.254" in text or re.search(r"Missing\w*(Key|Account|Token|Credential)", text):
         return f"no credentials; set {needed} in the environment (AWS_SKIP_SIGNATURE=true reads what is public)", True
+    if code == "RequestTimeTooSkewed":
+        return "the object store refuses the time of this machine; set its clock", True
     if kind in ("PermissionDeniedError", "UnauthenticatedError") or code in _DENIED:
         return f"access denied ({answer or kind}); check {needed}, and what they are allowed to do in {bucket!r}", True
     if "BadScheme" in text:
         return "the endpoint is http://, without encryption; set AWS_ALLOW_HTTP=true to allow that", True
+    if code in _ELSEWHERE or (status and status[1] in ("301", "307")):
+        return f"the bucket is in another region ({answer}); set AWS_REGION to that", True
+    if status and status[1].startswith("4") and status[1] not in ("408", "429"):
+        return f"the object store refuses the request ({answer}); check the address and the settings", True
     if status:
         return f"the object store answers {answer}, tried for up to {retry_seconds():g} s; run again later", False
     if _broke_off(text):
@@ -400,6 +409,22 @@ def _environment() -> int:
     return hash(tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(_VARIABLES))))
 
 
+def _require_sound_settings() -> None:
+    """Refuse what the library would panic at; values may hold secrets, so that only names are told."""
+    for name, value in os.environ.items():
+        if name.startswith(_VARIABLES) and not value.isprintable():
+            raise InputError(f"{name} holds a line break or another character that cannot be printed; set it anew")
+    for name in _ENDPOINTS:
+        endpoint = os.environ.get(name)
+        try:
+            parts = urlsplit(endpoint or "")
+            sound = endpoint is None or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+        except ValueError:
+            sound = False
+        if not sound:
+            raise InputError(f"{name} is no address such as https://host:9000; set it anew, or unset it")
+
+
 @lru_cache(maxsize=32)
 def _client(scheme: str, bucket: str, prefix: str, _settings: int) -> Any:
     """A client, made once a process: it keeps its connections."""
@@ -409,6 +434,7 @@ def _client(scheme: str, bucket: str, prefix: str, _settings: int) -> Any:
         raise InputError(
             f'{scheme}://{bucket}: object storage needs the package obstore: pip install "ketanet[s3]"'
         ) from None
+    _require_sound_settings()
     # no options of our own for the connection: they would take the place of those from the environment
     return from_url(
         f"{scheme}://{bucket}/{prefix}",

@@ -305,6 +305,9 @@ def test_a_store_that_cannot_be_used_is_one_line_without_secrets(
         ("AccessDenied", 403, "access denied (403 AccessDenied); check AWS_ACCESS_KEY_ID"),
         ("ExpiredToken", 400, "access denied (400 ExpiredToken)"),
         ("SignatureDoesNotMatch", 403, "access denied (403 SignatureDoesNotMatch)"),
+        ("RequestTimeTooSkewed", 403, "refuses the time of this machine; set its clock"),
+        ("AuthorizationHeaderMalformed", 400, "in another region (400 AuthorizationHeaderMalformed); set AWS_REGION"),
+        ("InvalidBucketName", 400, "refuses the request (400 InvalidBucketName); check the address"),
         ("SlowDown", 503, "the object store answers 503 SlowDown, tried for up to 0.5 s"),
         ("InternalError", 500, "the object store answers 500 InternalError"),
     ],
@@ -318,6 +321,38 @@ def test_a_store_that_refuses(
         with pytest.raises(StoreError) as error:
             open_cohort("s3://bucket/c.zarr")
     assert words in one_line(error)
+
+
+@pytest.mark.parametrize("request_", ["read", "listed", "exists", "write", "remove_below"])
+@pytest.mark.usefixtures("endpoint")
+def test_no_request_tells_the_password_of_an_endpoint(monkeypatch: pytest.MonkeyPatch, request_: str) -> None:
+    monkeypatch.setenv("KETANET_STORE_RETRY_SECONDS", "0.5")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{SECRETS[0]}:{SECRETS[1]}@127.0.0.1:1")
+    with pytest.raises(KetanetError, match="cannot be reached") as error:
+        getattr(storage, request_)("s3://bucket/one", *([b""] if request_ == "write" else []))
+    one_line(error)
+    behind: BaseException | None = error.value
+    while behind is not None:
+        assert not any(secret in str(behind) for secret in SECRETS)
+        behind = behind.__context__
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AWS_ENDPOINT_URL", ""),
+        ("AWS_ENDPOINT_URL", "not an address"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:99999"),
+        ("AWS_ACCESS_KEY_ID", f"{SECRETS[0]}\n"),
+        ("AWS_SESSION_TOKEN", f"{SECRETS[1]}\r"),
+    ],
+)
+@pytest.mark.usefixtures("endpoint")
+def test_settings_that_the_library_would_panic_at(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^{name} .*set it anew") as error:
+        storage.read("s3://bucket/one")
+    one_line(error)
 
 
 def test_a_server_that_goes_away_is_no_damage(people: People, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,8 +184,9 @@ def test_checking_is_counted(folder: Path, caplog: pytest.LogCaptureFixture, mon
 # --- Ctrl-C
 
 
-def interrupted(folder: Path, partials: Path, *words: object) -> list[str]:
-    """Start a slow command, press Ctrl-C when it has kept a part; what it said on stderr."""
+def interrupted(folder: Path, partials: Path, *words: object, terminated: bool = False) -> list[str]:
+    """Start a slow command, press Ctrl-C when it has kept a part, or end it as a batch system does; what it said on
+    stderr."""
     process = subprocess.Popen(
         [sys.executable, str(folder / "slow.py"), *map(str, words), "--workers", "2"],
         stdout=subprocess.PIPE,
@@ -198,9 +199,12 @@ def interrupted(folder: Path, partials: Path, *words: object) -> list[str]:
     while process.poll() is None and time.monotonic() < limit and not list(partials.glob("*.part")):
         time.sleep(0.01)
     time.sleep(0.4)  # the scheduler hears of it, and the next tasks have begun
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
+    if terminated:
+        process.terminate()
+    else:
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == (143 if terminated else 130), err
     assert out == ""
     assert list(partials.glob("*.part")), "parts are kept"
     return err.splitlines()
@@ -244,6 +248,23 @@ def test_an_interrupted_map_goes_on(
     assert said[len(counts) :] == [STOPPED], said
     assert counts
     assert 0 < counts[-1] < PEOPLE
+    assert [p.name for p in tmp_path.iterdir()] == ["g.zarr.partials"]
+    finish(words)
+    assert 0 < len(people_read) < PEOPLE
+    assert open_results(out).load().identical(whole)
+
+
+@pytest.mark.parametrize("cluster", ["threads", "processes"])
+def test_a_map_that_is_terminated_clears_up_and_goes_on(
+    folder: Path, whole: xr.Dataset, tmp_path: Path, people_read: list[int], cluster: str
+) -> None:
+    out = tmp_path / "g.zarr"
+    words = ["map", folder / "c.zarr", folder / "c.tsv", "--out", out]
+    if cluster == "processes":  # by a file
+        cluster = str(folder / "two.toml")
+        Path(cluster).write_text('kind = "processes"\nworkers = 2\n', encoding="utf-8")
+    said = interrupted(folder, tmp_path / "g.zarr.partials", *words, "--cluster", cluster, terminated=True)
+    assert [line for line in said if not PROGRESS.fullmatch(line)] == [STOPPED]
     assert [p.name for p in tmp_path.iterdir()] == ["g.zarr.partials"]
     finish(words)
     assert 0 < len(people_read) < PEOPLE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,10 @@ def connected(cluster: str, workers: int | None, performance_report: Path | None
     With a path, a page about what the workers did is written there.
     """
     from ketanet.clusters import connect
+    from ketanet.compute import workers_share_disk
 
     with connect(cluster, workers=workers) as connection:
-        if cluster == "processes":
+        if connection.client is not None and workers_share_disk():
             _make_workers_deaf()
         with _reported(connection, performance_report):
             yield connection
@@ -37,6 +39,8 @@ def _reported(connection: Connection, path: Path | None) -> Iterator[None]:
         raise InputError("--performance-report is about the workers of a cluster; add --cluster, such as processes")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: its folder does not exist")
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise InputError(f"{path}: it cannot be written; name a file of yours")
     try:
         import bokeh  # noqa: F401
     except ImportError:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from ketanet.cli.app import app
 from ketanet.cli.printing import RED, YELLOW, styled
 from ketanet.errors import InputError, KetanetError, KetanetWarning
 
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
 _RESUMABLE = ("ingest", "demo", "map", "run", "null")
 _SAID = {"said": True}
 """Marks records of what stands on the terminal already."""
@@ -32,8 +33,32 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    with _plain_output(debug):
-        sys.exit(_exit_code(words, debug))
+    with _plain_output(debug), _termination() as terminated:
+        code = _exit_code(words, debug)
+        sys.exit(_TERMINATED if terminated and code == _INTERRUPTED else code)
+
+
+@contextmanager
+def _termination() -> Iterator[list[int]]:
+    """Take a first SIGTERM (of a batch system, or a container's end) as Ctrl-C: what was started is ended, and what is
+    half-written cleared away; filled when it came."""
+    came: list[int] = []
+
+    def interrupt(number: int, _frame: Any) -> None:
+        came.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    if ours:
+        ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield came
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _exit_code(words: list[str], debug: bool) -> int:

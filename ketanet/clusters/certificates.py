@@ -9,6 +9,7 @@ from pathlib import Path
 from ketanet.errors import InputError
 from ketanet.files import new_folder
 
+MOST_DAYS = 3650
 FILES = ("ca.pem", "cert.pem", "key.pem")
 
 
@@ -44,8 +45,8 @@ def make_certificates(folder: str | os.PathLike[str], *, days: int = 30) -> Path
     path = Path(folder)
     if path.exists():
         raise InputError(f"{path} is there already; name a new folder, so that no certificate in use is replaced")
-    if days < 1:
-        raise InputError(f"days is {days}; at least 1 is needed")
+    if not 1 <= days <= MOST_DAYS:
+        raise InputError(f"days is {days}; at least 1 is needed, and {MOST_DAYS} are allowed")
 
     def subject(name: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

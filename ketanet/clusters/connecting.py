@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from dask.utils import parse_bytes
 from ketanet import compute
 from ketanet.clusters.settings import Address, Cluster, Kubernetes, Processes, Slurm, Tls, load_cluster
 from ketanet.compute import Connection, Setting, available_cores
-from ketanet.errors import InputError, KetanetWarning
+from ketanet.errors import InputError, KetanetError, KetanetWarning
 
 _PLACES = (Path("cluster"), Path("~/.config/ketanet"))
 """Folders where a cluster file is looked for by its name alone."""
@@ -177,19 +178,28 @@ def _address(cluster: Address, source: str) -> Connection:
         connection = compute.connect_address(_address_in(Path(cluster.scheduler_file), source), security=security)
     client = connection.client
     assert isinstance(client, Client)
-    end = time.monotonic() + cluster.wait_seconds
-    while len(client.nthreads()) < cluster.workers:
-        if time.monotonic() > end:
-            there = len(client.nthreads())
+    try:
+        _wait_for_workers(client, cluster, source, tried)
+        connection.refresh()
+    except BaseException as error:
+        with suppress(Exception):  # the first error is the one to tell
             connection.close()
+        if isinstance(error, OSError):
+            raise KetanetError(f"{source}: the scheduler at {tried} is gone; start it again, then run again") from error
+        raise
+    warn_unencrypted(str(connection.client.scheduler.address))
+    return connection
+
+
+def _wait_for_workers(client: Any, cluster: Address, source: str, tried: str) -> None:
+    end = time.monotonic() + cluster.wait_seconds
+    while (there := len(client.nthreads())) < cluster.workers:
+        if time.monotonic() > end:
             raise InputError(
                 f"{source}: {there} of {cluster.workers} workers have come to {tried} within {cluster.wait_seconds} s; "
                 "start more, or lower 'workers'"
             )
         time.sleep(0.2)
-    connection.refresh()
-    warn_unencrypted(str(connection.client.scheduler.address))
-    return connection
 
 
 def _address_in(path: Path, source: str) -> str:

@@ -29,7 +29,7 @@ def walltime_seconds(text: str) -> int:
 def _bytes(text: str) -> str:
     try:
         size = parse_bytes(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size < 2**20:
         raise ValueError("it should be bytes of memory, such as 16 GB")
@@ -216,8 +216,8 @@ def load_cluster(path: str | os.PathLike[str]) -> Cluster:
     Parameters
     ----------
     path : path
-        TOML. ``${NAME}`` stands for the environment variable, but in `prologue`, `directives` and `scratch`, which the
-        nodes expand; paths of certificates are relative to the file.
+        TOML. ``${NAME}`` stands for the environment variable, but in `prologue`, `directives` and the `scratch` of
+        nodes, which these expand; paths of certificates are relative to the file.
 
     Raises
     ------
@@ -227,7 +227,7 @@ def load_cluster(path: str | os.PathLike[str]) -> Cluster:
     path = Path(path)
     given = read_toml(path, "cluster file")
     kind = given.get(_KIND)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{path}: kind is {kind!r}; known: {', '.join(KINDS)}")
     model = KINDS[kind]
     try:
@@ -238,7 +238,8 @@ def load_cluster(path: str | os.PathLike[str]) -> Cluster:
 
 
 def _expanded(given: dict[str, Any], source: str) -> dict[str, Any]:
-    kept = ("prologue", "directives", "scratch")
+    # nodes expand these themselves
+    kept = ("prologue", "directives", "scratch") if given[_KIND] != "processes" else ()
 
     def expanded(value: Any) -> Any:
         if isinstance(value, dict):
@@ -260,6 +261,8 @@ def _with_paths(cluster: Cluster, folder: Path) -> Cluster:
         changes["tls"] = Tls(**files)
     if isinstance(cluster, Address) and cluster.scheduler_file:
         changes["scheduler_file"] = str(folder / Path(cluster.scheduler_file).expanduser())
+    if isinstance(cluster, Processes) and cluster.scratch:
+        changes["scratch"] = str(Path(cluster.scratch).expanduser().absolute())
     if isinstance(cluster, Slurm):
         changes["logs"] = str(Path(cluster.logs).expanduser().absolute())
     return cluster.model_copy(update=changes)

@@ -9,7 +9,8 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +58,8 @@ def start_slurm(cluster: Slurm, source: str) -> Connection:
     settings = patience()  # the scheduler reads them when it is made
     made = None
     try:
-        made = _jobqueue(cluster, source)
+        with _startable(source):
+            made = _jobqueue(cluster, source)
         require_accepted(made.job_script(), source)
         if cluster.adaptive is not None:
             made.adapt(minimum_jobs=cluster.adaptive.minimum, maximum_jobs=cluster.adaptive.maximum)
@@ -66,13 +68,10 @@ def start_slurm(cluster: Slurm, source: str) -> Connection:
         from distributed import Client
 
         client = Client(made)
-    except BaseException as error:
+    except BaseException:
         if made is not None:
             made.close()
         settings.close()
-        if isinstance(error, (OSError, RuntimeError)):  # a network that is not there, logs that cannot be written
-            said = " ".join(str(error).split())[:300]
-            raise InputError(f"{source}: the cluster cannot be started: {said}") from error
         raise
     warn_unencrypted(made.scheduler_address)
     watchdog = Watchdog(made, client, cluster, source)
@@ -86,9 +85,20 @@ def start_slurm(cluster: Slurm, source: str) -> Connection:
     )
 
 
+@contextmanager
+def _startable(source: str) -> Iterator[None]:
+    """Say in one line that a network is not there, or logs cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(f"{source}: the cluster cannot be started: {said}") from error
+
+
 def slurm_script(cluster: Slurm, source: str) -> str:
     """The script of a worker's job; the scheduler's address is filled in when it runs."""
-    made = _jobqueue(cluster, source)
+    with _startable(source):
+        made = _jobqueue(cluster, source)
     try:
         return str(made.job_script()).replace(made.scheduler_address, "<scheduler>")
     finally:
@@ -148,7 +158,8 @@ def _jobqueue(cluster: Slurm, source: str) -> Any:
         shared_temp_directory=cluster.logs,
         death_timeout=_DEATH_SECONDS,
         worker_extra_args=[
-            *("--lifetime", f"{seconds - margin}s", "--lifetime-stagger", f"{margin // 3}s", "--no-dashboard"),
+            *("--lifetime", f"{seconds - margin}s", "--lifetime-stagger", f"{margin // 3}s"),
+            *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),  # state is served over HTTP all the same
         ],
         scheduler_options={"dashboard_address": "127.0.0.1:0"},
     )
@@ -259,6 +270,8 @@ class Watchdog:
                     f"{self._settings.memory} they asked for; raise 'memory', or lower 'cores' "
                     f"({self._settings.cores} tasks share it)"
                 )
+        else:
+            self._out_of_memory = 0
         self._failed = 0 if job in self._seen else self._failed + 1
         if self.fault is None and self._failed >= max(_MOST_FAILED, self._settings.most):
             self.fault = (

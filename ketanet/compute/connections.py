@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -23,6 +25,8 @@ LOST_WORKER_SECONDS = 600
 """How long a worker process that died may take to be back. Dask gives it up for good after 15 s, which a slow or
 busy disk exceeds; with the last one given up, a computation would wait for ever."""
 
+ANSWER_SECONDS: Final = 30
+"""How long a scheduler may take to answer."""
 _LOOK_SECONDS: Final = 1.0
 _MOST_FAILED: Final = 10
 _OVER: Final = ("closing", "closed", "failed")
@@ -294,15 +298,43 @@ def connect_address(address: str, *, security: Any = None) -> Connection:
             "'address', and give that file"
         )
     try:
-        client = Client(address, timeout="30s", security=security)
+        _require_answer(address, security)
+        client = Client(address, timeout=f"{ANSWER_SECONDS}s", security=security)
+    except (TimeoutError, AssertionError, MemoryError, TypeError) as error:  # silence, or bytes of another protocol
+        raise InputError(
+            f"what answers at {address} is no Dask scheduler; is it another port, such as that of its dashboard?"
+        ) from error
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(
-            f"no scheduler answers at {address} within 30 s ({said}); check address, certificates and firewall"
+            f"no scheduler answers at {address} within {ANSWER_SECONDS} s ({said}); check address, certificates and "
+            "firewall"
         ) from error
     connection = Connection(address, 1, client=client)
     connection.refresh()
     return connection
+
+
+def _require_answer(address: str, security: Any) -> None:
+    """Shake hands with a scheduler. A client would wait for ever for one that accepts and says nothing.
+
+    Raises
+    ------
+    TimeoutError
+        Nothing is said.
+    OSError, ValueError
+        Nobody is there, or the certificates do not fit.
+    """
+    from distributed import Security
+    from distributed.comm import connect as meet
+
+    async def ask() -> None:
+        arguments = (security or Security()).get_connection_args("client")
+        comm = await asyncio.wait_for(meet(address, timeout=ANSWER_SECONDS, **arguments), ANSWER_SECONDS + 5)
+        await comm.close()
+
+    with ThreadPoolExecutor(1) as thread:  # notebooks have a loop in theirs
+        thread.submit(lambda: asyncio.run(ask())).result()
 
 
 def wide_window() -> int:

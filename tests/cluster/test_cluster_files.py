@@ -8,10 +8,12 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import dask
@@ -28,7 +30,7 @@ from ketanet.clusters.certificates import make_certificates
 from ketanet.clusters.checking import check_cluster, require_same_versions
 from ketanet.clusters.connecting import find_cluster, warn_unencrypted
 from ketanet.clusters.settings import Slurm, walltime_seconds
-from ketanet.compute import Connection, open_results
+from ketanet.compute import Connection, connections, open_results
 from ketanet.errors import InputError, KetanetWarning
 from ketanet.planning import PassSize, plan_passes
 from ketanet.simulate import demo_grid, simulate_cohort, simulate_coordinates
@@ -299,6 +301,40 @@ def test_an_address_nobody_answers_at_is_given_up_after_30_seconds(capsys: pytes
     assert 25 < time.monotonic() - started < 60
 
 
+@pytest.mark.parametrize("server", ["silent", "http"])
+def test_what_answers_and_is_no_scheduler_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: str
+) -> None:
+    """A port that accepts and says nothing, and one of a web server, such as a dashboard's."""
+    monkeypatch.setattr(connections, "ANSWER_SECONDS", 1)
+    before = dask.config.get("scheduler", None)
+    with ExitStack() as stack:
+        if server == "silent":
+            one = stack.enter_context(socket.socket())
+            one.bind(("127.0.0.1", 0))
+            one.listen()
+            port = one.getsockname()[1]
+        else:
+
+            class Handler(BaseHTTPRequestHandler):
+                def log_message(self, *_: object) -> None:
+                    pass
+
+            web = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+            threading.Thread(target=web.serve_forever, daemon=True).start()
+            stack.callback(web.shutdown)
+            port = web.server_port
+        started = time.monotonic()
+        with pytest.raises(SystemExit) as left:
+            main(["cluster", "check", f"tcp://127.0.0.1:{port}"])
+        assert time.monotonic() - started < 30
+    assert left.value.code == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert f"error: what answers at tcp://127.0.0.1:{port} is no Dask scheduler; is it another port" in told[0]
+    assert dask.config.get("scheduler", None) == before
+
+
 def test_a_tls_address_without_certificates_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["cluster", "check", "tls://127.0.0.1:9"])
@@ -411,6 +447,7 @@ def test_bad_places_for_logs_and_pages(
     for more, said in (
         (["--performance-report", "p.html"], "add --cluster, such as processes"),
         (["--cluster", "processes", "--workers", "1", "--performance-report", "/nowhere/p.html"], "does not exist"),
+        (["--cluster", "processes", "--workers", "1", "--performance-report", str(tmp_path)], "cannot be written"),
     ):
         with pytest.raises(SystemExit) as left:
             main([*words, *more])
