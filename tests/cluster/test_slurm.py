@@ -433,6 +433,36 @@ def test_a_whole_run_in_one_job(study: Path, tmp_path: Path) -> None:
     no_jobs_left()
 
 
+@pytest.mark.usefixtures("site")
+def test_a_lone_job_near_its_time_limit_clears_up(study: Path, tmp_path: Path) -> None:
+    """SLURM tells the script of a job a minute before, as it is told here."""
+    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
+    environment = os.environ | {"KETANET_BIN": str(Path(sys.executable).parent), "KETANET_INTERFACE": "lo"}
+    environment |= {"DASK_DISTRIBUTED__WORKER__PRELOAD": str(tmp_path / "slow.py"), "KETANET_PARTIAL_SECONDS": "0"}
+    script, said = REPOSITORY / "cluster" / "slurm_allocation.sh", tmp_path / "job.out"
+    options = ["--parsable", "--ntasks=2", "--mem-per-cpu=1G", "--time=10", f"--output={said}"]
+    asked = subprocess.run(
+        ["sbatch", *options, str(script), "run", str(study / "study.toml"), "--out", str(tmp_path / "results")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    end = time.monotonic() + PATIENCE
+    while not (said.exists() and "group: computing" in said.read_text()):
+        assert time.monotonic() < end, said.read_text() if said.exists() else "the job does not start"
+        time.sleep(0.2)
+    time.sleep(2)
+    subprocess.run(["scancel", "--batch", "--signal=TERM", asked.stdout.strip()], check=True, timeout=60)
+    no_jobs_left()
+    assert "stopped; finished parts are kept, the same command goes on from there" in said.read_text()
+    assert not list(tmp_path.glob(".ketanet-*")), "certificates are left"
+    run(study, "run", "study.toml", "--out", str(tmp_path / "results"))
+    assert_same(tmp_path / "results", study / "threads")
+
+
 def test_the_file_in_cluster_is_valid() -> None:
     found = load_cluster(REPOSITORY / "cluster" / "slurm.toml")
     assert (found.kind, found.cores, found.memory) == ("slurm", 4, "16 GB")
