@@ -59,4 +59,5 @@ def _make_workers_deaf() -> None:
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    default_client().run(ignore_interrupts)
+    # a worker that dies meanwhile is no reason to end
+    default_client().run(ignore_interrupts, on_error="ignore")

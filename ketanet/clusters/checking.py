@@ -107,8 +107,13 @@ def _require_same_versions_on(client: Any, name: str) -> None:
     if other:
         raise InputError(f"{name}: the scheduler has other versions: {', '.join(other)}; install the same there")
     with _loadable():
-        found = client.run(versions_here)
+        found = client.run(versions_here, on_error="return")
+        for there in found.values():
+            if isinstance(there, Exception) and not isinstance(there, OSError):
+                raise there
     for worker, there in sorted(found.items()):
+        if isinstance(there, OSError):  # it left meanwhile
+            continue
         other = [f"{what} {there[what]} (here {here[what]})" for what in here if there.get(what) != here[what]]
         if other:
             raise InputError(f"{name}: worker {worker} has other versions: {', '.join(other)}; install the same there")

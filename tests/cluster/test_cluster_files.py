@@ -390,9 +390,11 @@ def test_other_versions_are_named() -> None:
         def get_versions(self) -> dict[str, dict[str, dict[str, str]]]:
             return {"scheduler": {"packages": {"dask": self._dask, "distributed": distributed.__version__}}}
 
-        def run(self, function: object) -> dict[str, dict[str, str]]:
+        def run(self, function: object, on_error: str) -> dict[str, object]:
             assert callable(function)
-            return {"tcp://a:1": function(), "tcp://b:2": function() | {"zarr": "2.18.0"}}
+            assert on_error == "return"
+            left = {"tcp://a:1": OSError("it left meanwhile")}
+            return {**left, "tcp://b:1": function(), "tcp://b:2": function() | {"zarr": "2.18.0"}}
 
     with pytest.raises(InputError, match=r"worker tcp://b:2 has other versions: zarr 2.18.0 \(here 3"):
         require_same_versions(Connection("lab", 2, client=Client()))
