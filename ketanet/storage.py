@@ -411,8 +411,8 @@ def _environment() -> int:
 
 def _require_sound_settings() -> None:
     """Refuse what the library would panic at; values may hold secrets, so that only names are told."""
-    for name, value in os.environ.items():
-        if name.startswith(_VARIABLES) and not value.isprintable():
+    for name in (*_ENDPOINTS, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"):
+        if not os.environ.get(name, "").isprintable():
             raise InputError(f"{name} holds a line break or another character that cannot be printed; set it anew")
     for name in _ENDPOINTS:
         endpoint = os.environ.get(name)
@@ -434,7 +434,8 @@ def _client(scheme: str, bucket: str, prefix: str, _settings: int) -> Any:
         raise InputError(
             f'{scheme}://{bucket}: object storage needs the package obstore: pip install "ketanet[s3]"'
         ) from None
-    _require_sound_settings()
+    if scheme == "s3":
+        _require_sound_settings()
     # no options of our own for the connection: they would take the place of those from the environment
     return from_url(
         f"{scheme}://{bucket}/{prefix}",

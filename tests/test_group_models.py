@@ -13,6 +13,7 @@ import reference
 import statsmodels.api as sm
 import xarray as xr
 from scipy import stats
+from threadpoolctl import threadpool_info
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -124,6 +125,10 @@ def design_matrix(cohort: xr.Dataset) -> np.ndarray:
     return np.column_stack([np.ones(PEOPLE), stacked - stacked.mean(axis=0)])
 
 
+WIDE_PRODUCTS = any(library.get("architecture") == "SkylakeX" for library in threadpool_info())
+"""Whether BLAS sums 16 float32 side by side, which rounds less than 8."""
+
+
 def apart(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Differences, relative to max(1, |wanted|)."""
     return np.asarray(np.abs(got.astype(np.float64) - wanted) / np.maximum(1, np.abs(wanted)))
@@ -162,6 +167,9 @@ def test_covariates_are_the_least_squares_of_statsmodels(
     assert of_t[elsewhere].max() < 1e-6
     assert of_var[elsewhere].max() < 2e-6
     assert max(of_t.max(), of_var.max()) < 1e-5
+    if WIDE_PRODUCTS:
+        assert of_t.max() < 1e-6
+        assert of_var.max() < 2e-6
     assert np.quantile(apart(*pairs["t"]), 0.95) < 1e-6
     assert apart(*pairs["mean_z"]).max() < 1e-6
     np.testing.assert_array_equal(*pairs["df"])
@@ -385,6 +393,8 @@ def test_two_groups_are_welch_of_scipy(
     # in a seed's own voxels r is near 1 and hardly varies: the error of z is large against its spread
     elsewhere = ~np.array(own)
     assert np.quantile(apart(*compared["t"])[elsewhere], 0.95) < 1e-6
+    if WIDE_PRODUCTS:
+        assert apart(*compared["t"])[elsewhere].max() < 1e-6
     # r is a float32 of some BLAS: it may move the difference of two means by two units of the last place
     assert (np.abs(np.diff(compared["t"], axis=0)[0]) * errors)[elsewhere].max() < 2.0**-22
     np.testing.assert_allclose(*compared["t"], atol=1e-4)

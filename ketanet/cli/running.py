@@ -49,9 +49,8 @@ def _termination() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    ours = threading.current_thread() is threading.main_thread()
-    if ours:
-        ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    in_main = threading.current_thread() is threading.main_thread()
+    ours = in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ours:
         signal.signal(signal.SIGTERM, interrupt)
     try:
