@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ketanet import spec
 from ketanet.cohort import StoredRows
 from ketanet.compute import one_blas_thread, wide_window
-from ketanet.connectivity import GROUP, pass_key, source_of
+from ketanet.connectivity import GROUP, pass_key, rows_of
 from ketanet.errors import InputError
 from ketanet.files import disk_errors
 from ketanet.kernels.moments import SEED_BLOCK, Accumulator, Moments, Stored, Subject, Weights, seed_signals
@@ -98,16 +98,16 @@ def many_seeds(
     folder = Path(partials).absolute()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    source = source_of(cohort)
-    columns = _columns(StoredRows(*source), targets)
+    stored = rows_of(cohort)
+    columns = _columns(stored, targets)
     step = batch or seeds_per_batch(max(len(own) for _, own in columns))
     window = wide_window()
     starts = range(0, weights.shape[0], step)
     for first in range(0, len(starts), window):
         some = [weights[start : start + step] for start in starts[first : first + window]]
-        paths = [folder / f"{_key(source, one, targets, signal, rows, name)}{SUFFIX}" for one in some]
+        paths = [folder / f"{_key(stored, one, targets, signal, rows, name)}{SUFFIX}" for one in some]
         missing = [(one, path) for one, path in zip(some, paths, strict=True) if not is_whole(path)]
-        dask.compute(*[_batch(source, rows, one, columns, signal, reduce, path) for one, path in missing])
+        dask.compute(*[_batch(stored, rows, one, columns, signal, reduce, path) for one, path in missing])
         for path in paths:
             yield read_partial(path)
 
@@ -128,14 +128,14 @@ def seeds_per_batch(targets: int) -> int:
 
 
 def _key(
-    source: tuple[str, str], weights: Weights, targets: NDArray[np.int64], signal: str, rows: list[int], name: str
+    stored: StoredRows, weights: Weights, targets: NDArray[np.int64], signal: str, rows: list[int], name: str
 ) -> str:
-    own = pass_key(source[1], weights, targets, signal)
+    own = pass_key(stored.content, weights, targets, signal)
     return hashlib.sha256(f"{own} {rows} {name}".encode()).hexdigest()[:32]
 
 
 def _batch(
-    source: tuple[str, str],
+    stored: StoredRows,
     rows: list[int],
     weights: Weights,
     columns: list[tuple[slice, NDArray[np.int64]]],
@@ -146,13 +146,13 @@ def _batch(
     """Delayed work of one batch; ends with its result on disk, from when on its tasks have nothing to do: a cluster
     repeats them when it loses the worker that did them."""
     scratch = path.with_suffix(".signals.npy")
-    if _is_dense(StoredRows(*source), rows, weights, signal):
+    if _is_dense(stored, rows, weights, signal):
         column, own = columns[0]
-        part = dask.delayed(_column_t)(source, rows, weights.shape[0], column, own, (weights, signal), path)
+        part = dask.delayed(_column_t)(stored, rows, weights.shape[0], column, own, (weights, signal), path)
         return dask.delayed(_reduce)([part], reduce, path, scratch)
-    signals = dask.delayed(_write_signals)(source, rows, weights, signal, scratch, path)
+    signals = dask.delayed(_write_signals)(stored, rows, weights, signal, scratch, path)
     parts = [
-        dask.delayed(_column_t)(source, rows, weights.shape[0], column, own, signals, path) for column, own in columns
+        dask.delayed(_column_t)(stored, rows, weights.shape[0], column, own, signals, path) for column, own in columns
     ]
     return dask.delayed(_reduce)(parts, reduce, path, scratch)
 
@@ -165,13 +165,12 @@ def _is_dense(stored: StoredRows, rows: list[int], weights: Weights, signal: str
 
 
 def _write_signals(
-    source: tuple[str, str], rows: list[int], weights: Weights, signal: str, path: Path, result: Path
+    stored: StoredRows, rows: list[int], weights: Weights, signal: str, path: Path, result: Path
 ) -> Path:
     """Seed signals (subject, seed, time) of a batch, in a scratch file: at 40 seeds a megabyte a person."""
     if result.exists():
         return path
-    stored = StoredRows(*source)
-    stored.require_content()
+    stored.require_same()
     buffer = stored.buffer()
     shape = (len(rows), weights.shape[0], buffer.shape[2])
     with disk_errors(path), one_blas_thread():
@@ -180,12 +179,12 @@ def _write_signals(
             bold, norm = stored.bold(row, out=buffer), stored.norm(row)
             file[position] = seed_signals(bold, norm, weights, signal, stored.segments(row))
         file.flush()
-    stored.require_content()
+    stored.require_same()
     return path
 
 
 def _column_t(
-    source: tuple[str, str],
+    stored: StoredRows,
     rows: list[int],
     n_seeds: int,
     column: slice,
@@ -197,7 +196,7 @@ def _column_t(
     file, or from weights and the rows themselves."""
     if result.exists():
         return None
-    stored = StoredRows(*source)
+    stored.require_same()
     signals_of = _signals_in_file(given) if isinstance(given, Path) else _signals_of_rows(*given)
     total = Moments.zeros(n_seeds, len(targets))
     buffers = [np.empty((1, *stored.buffer_shape[1:]), stored.dtype) for _ in rows[:GROUP]]
@@ -213,7 +212,7 @@ def _column_t(
                     group.append(Subject(bold, norm, signals_of(position, bold, norm), stored.segments(row)))
                 accumulator.add(*group)
             total = accumulator.merge_into(total)
-    stored.require_content()
+    stored.require_same()
     t, _ = one_sample_t(total.n, total.mean, total.m2)
     return t.astype(np.float32), total.n
 

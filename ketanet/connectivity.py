@@ -65,12 +65,12 @@ def seed_maps(cohort: xr.Dataset, seeds: xr.Dataset, *, signal: str = "mean") ->
     """
     check_pair(cohort, seeds)
     spec.choice(signal, spec.SIGNALS, "signal")
-    source = source_of(cohort)
+    stored = rows_of(cohort)
     weights = dask.delayed(seed_weights(seeds), pure=True)
     one = dask.delayed(_subject_map, pure=True)
     shape = (1, seeds.sizes["seed"], cohort.sizes["voxel"])
     maps = [
-        da.from_delayed(one(source, int(row), weights, signal), shape, np.float32, meta=np.empty((0, 0, 0), np.float32))
+        da.from_delayed(one(stored, int(row), weights, signal), shape, np.float32, meta=np.empty((0, 0, 0), np.float32))
         for row in cohort["row"].values
     ]
     subject_coords = {str(k): v for k, v in cohort.coords.items() if v.dims == ("subject",)}
@@ -124,8 +124,8 @@ def moments(
     shared = handed((weights, packed(targets)), -(-len(rows) // step))
     work = _batch_moments if columns is None else _batch_products
     part = dask.delayed(_unless_kept, pure=True)
-    source = source_of(cohort)
-    key = pass_key(source[1], weights, targets, signal)
+    stored = rows_of(cohort)
+    key = pass_key(stored.content, weights, targets, signal)
     if columns is not None:
         key = hashlib.sha256(key.encode() + np.ascontiguousarray(columns).tobytes()).hexdigest()
     size = partial_bytes(weights.shape[0], len(targets), 0 if columns is None else columns.shape[1])
@@ -139,25 +139,25 @@ def moments(
         )
         design = () if columns is None else (columns[start : start + step],)
         kept = keeper and keeper.path_over(number)
-        parts.append(part(kept, work, source, own, shared, signal, *design, dask_key_name=name))
+        parts.append(part(kept, work, stored, own, shared, signal, *design, dask_key_name=name))
     return tree(parts, join, keeper)
 
 
 def row_bytes(cohort: xr.Dataset) -> int:
     """Bytes read for one subject: stored rows and norms."""
-    return StoredRows(*source_of(cohort)).row_bytes
+    return rows_of(cohort).row_bytes
 
 
 def measure_batch(cohort: xr.Dataset, seeds: xr.Dataset, targets: NDArray[np.int64] | None, signal: str) -> None:
     """Do the work of one task on all subjects of a (small) cohort, and forget the result: for calibration."""
     voxels = np.arange(cohort.sizes["voxel"]) if targets is None else np.asarray(targets, np.int64)
     rows = [int(row) for row in cohort["row"].values]
-    _batch_moments(source_of(cohort), rows, (seed_weights(seeds), packed(voxels)), signal)
+    _batch_moments(rows_of(cohort), rows, (seed_weights(seeds), packed(voxels)), signal)
 
 
-def source_of(cohort: xr.Dataset) -> tuple[str, str]:
-    """Address and content of a cohort's store: what a task needs to read it, and to know it again."""
-    return str(cohort.attrs["store"]), str(cohort.attrs["content"])
+def rows_of(cohort: xr.Dataset) -> StoredRows:
+    """What a task needs to read a cohort, and to know it again."""
+    return StoredRows(str(cohort.attrs["store"]), str(cohort.attrs["content"]))
 
 
 def partial_bytes(n_seeds: int, n_targets: int, n_columns: int = 0) -> int:
@@ -252,21 +252,21 @@ def check_pair(cohort: xr.Dataset, seeds: xr.Dataset) -> None:
         )
 
 
-def _subject_map(source: tuple[str, str], row: int, weights: Weights, signal: str) -> NDArray[np.float32]:
-    stored = StoredRows(*source)
+def _subject_map(stored: StoredRows, row: int, weights: Weights, signal: str) -> NDArray[np.float32]:
+    stored.require_same()
     with one_blas_thread():
         return z_map(stored.bold(row), stored.norm(row), weights, signal, stored.segments(row))[None]
 
 
-def _batch_moments(source: tuple[str, str], rows: list[int], shared: tuple[Weights, Places], signal: str) -> Moments:
+def _batch_moments(stored: StoredRows, rows: list[int], shared: tuple[Weights, Places], signal: str) -> Moments:
     weights, places = shared
     accumulator = Accumulator(weights.shape[0], unpacked(places))
-    _add_people(accumulator, source, rows, weights, signal)
+    _add_people(accumulator, stored, rows, weights, signal)
     return accumulator.moments()
 
 
 def _batch_products(
-    source: tuple[str, str],
+    stored: StoredRows,
     rows: list[int],
     shared: tuple[Weights, Places],
     signal: str,
@@ -274,21 +274,18 @@ def _batch_products(
 ) -> Products:
     weights, places = shared
     accumulator = ProductAccumulator(weights.shape[0], unpacked(places), columns)
-    _add_people(accumulator, source, rows, weights, signal)
+    _add_people(accumulator, stored, rows, weights, signal)
     return accumulator.products()
 
 
-def _add_people(
-    accumulator: Accumulator, source: tuple[str, str], rows: list[int], weights: Weights, signal: str
-) -> None:
-    stored = StoredRows(*source)
-    stored.require_content()
+def _add_people(accumulator: Accumulator, stored: StoredRows, rows: list[int], weights: Weights, signal: str) -> None:
+    stored.require_same()
     with one_blas_thread():
         buffers = [stored.buffer() for _ in rows[:GROUP]]
         for start in range(0, len(rows), GROUP):
             group = zip(rows[start : start + GROUP], buffers, strict=False)
             accumulator.add(*[_subject(stored, row, weights, signal, buffer) for row, buffer in group])
-    stored.require_content()  # nor was it replaced meanwhile
+    stored.require_same()  # nor was it replaced meanwhile
 
 
 def _subject(stored: StoredRows, row: int, weights: Weights, signal: str, buffer: NDArray[Any]) -> Subject:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ketanet import spec
 from ketanet.cohort import StoredRows
 from ketanet.compute import handed, one_blas_thread, subjects_per_task, tree
-from ketanet.connectivity import row_bytes, source_of
+from ketanet.connectivity import row_bytes, rows_of
 from ketanet.errors import InputError
 from ketanet.grid import Grid, grid_from_attrs
 from ketanet.kernels.degree import DEGREES, degree_of
@@ -140,8 +140,8 @@ def _summed_degrees(cohort: xr.Dataset, targets: NDArray[np.int64], partners: ND
     """Delayed sum of the people's degrees and their number, (target,): a task each batch of subjects, merged in a fixed
     tree."""
     rows = [int(row) for row in cohort["row"].values]
-    source = source_of(cohort)
-    digest = hashlib.sha256(f"degree {source} {kind}".encode())
+    stored = rows_of(cohort)
+    digest = hashlib.sha256(f"degree {stored.address} {stored.content} {kind}".encode())
     for array in (targets, partners):
         digest.update(np.ascontiguousarray(array).tobytes())
     batch = dask.delayed(_batch_degrees, pure=True)
@@ -152,13 +152,12 @@ def _summed_degrees(cohort: xr.Dataset, targets: NDArray[np.int64], partners: ND
         own = rows[start : start + step]
         key = hashlib.sha256(f"{digest.hexdigest()} {own}".encode()).hexdigest()[:24]
         name = task_name(len(own), len(own) * row_bytes(cohort), key)
-        parts.append(batch(source, own, shared, kind, dask_key_name=name))
+        parts.append(batch(stored, own, shared, kind, dask_key_name=name))
     return tree(parts, _added)
 
 
-def _batch_degrees(source: tuple[str, str], rows: list[int], shared: tuple[Places, Places], kind: str) -> _Sums:
-    stored = StoredRows(*source)
-    stored.require_content()
+def _batch_degrees(stored: StoredRows, rows: list[int], shared: tuple[Places, Places], kind: str) -> _Sums:
+    stored.require_same()
     targets, partners = (unpacked(places) for places in shared)
     total, count = np.zeros(len(targets)), np.zeros(len(targets), np.int32)
     buffer = stored.buffer()
@@ -169,7 +168,7 @@ def _batch_degrees(source: tuple[str, str], rows: list[int], shared: tuple[Place
             known = np.isfinite(own)
             total[known] += own[known]
             count += known
-    stored.require_content()  # nor was it replaced meanwhile
+    stored.require_same()  # nor was it replaced meanwhile
     return total, count
 
 

@@ -161,7 +161,7 @@ def test_what_was_opened_before_stays_readable_and_is_known_to_be_old(grid: Volu
     ingest_cohort(made(grid), path, append=True)
     np.testing.assert_array_equal(before["bold"].values, wanted)
     with pytest.raises(StoreError, match="was replaced"):
-        StoredRows(str(before.attrs["store"]), str(before.attrs["content"])).require_content()
+        StoredRows(str(before.attrs["store"]), str(before.attrs["content"])).require_same()
 
 
 def test_nothing_new(grid: VolumeGrid, tmp_path: Path) -> None:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from ketanet import storage
-from ketanet.compute import Connection, workers_share_disk
+from ketanet.compute import Connection, differences, versions_here, workers_share_disk
 from ketanet.errors import InputError, KetanetError
 from ketanet.partials import partials_beside
-
-PACKAGES: Final = ("ketanet", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "numba", "obstore")
-"""Packages whose versions must agree: bits, or messages between processes, depend on them."""
 
 _SPOKEN: Final = ("dask", "distributed")
 
@@ -30,17 +25,6 @@ log = logging.getLogger("ketanet")
 
 _SENT_BYTES = 32 * 2**20
 _READ_SECONDS = 2.0
-
-
-def versions_here() -> dict[str, str]:
-    """Versions of Python and of the packages that must agree, in this process."""
-    found = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def check_cluster(
@@ -103,9 +87,8 @@ def _require_same_versions_on(client: Any, name: str) -> None:
     here = versions_here()
     # it needs no ketanet, but speaks with both sides
     scheduler = client.get_versions()["scheduler"]["packages"]
-    other = [f"{what} {scheduler[what]} (here {here[what]})" for what in _SPOKEN if scheduler[what] != here[what]]
-    if other:
-        raise InputError(f"{name}: the scheduler has other versions: {', '.join(other)}; install the same there")
+    if other := differences(scheduler, {what: here[what] for what in _SPOKEN}):
+        raise InputError(f"{name}: the scheduler has other versions: {other}; install the same there")
     with _loadable():
         found = client.run(versions_here, on_error="return")
         for there in found.values():
@@ -114,9 +97,8 @@ def _require_same_versions_on(client: Any, name: str) -> None:
     for worker, there in sorted(found.items()):
         if isinstance(there, OSError):  # it left meanwhile
             continue
-        other = [f"{what} {there[what]} (here {here[what]})" for what in here if there.get(what) != here[what]]
-        if other:
-            raise InputError(f"{name}: worker {worker} has other versions: {', '.join(other)}; install the same there")
+        if other := differences(there, here):
+            raise InputError(f"{name}: worker {worker} has other versions: {other}; install the same there")
 
 
 @contextmanager

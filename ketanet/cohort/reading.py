@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 
 from ketanet import spec, storage
 from ketanet.cohort.chunks import ChunkError, plain_reader
-from ketanet.compute import plain_text
-from ketanet.errors import KetanetError, StoreError
+from ketanet.compute import differences, plain_text, versions_here
+from ketanet.errors import InputError, KetanetError, StoreError
 from ketanet.grid import Grid, grid_from_attrs, load_grid
 from ketanet.kernels.rows import decode
 
@@ -28,11 +29,16 @@ APPENDING = ".appending"
 
 
 class StoredRows:
-    """Rows of one cohort store, as stored. Holds only its address and the digest of its content: a few bytes a task."""
+    """Rows of one cohort store, as stored. Holds only its address, the digest of its content and the versions of who
+    made it: a few bytes a task."""
 
     def __init__(self, address: str, content: str = "") -> None:
         self.address = address
         self.content = content
+        self._versions = tuple(versions_here().values())  # their names would double the bytes
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return self.address, self.content
 
     @property
     def _bold(self) -> zarr.Array[Any]:
@@ -136,13 +142,32 @@ class StoredRows:
         array = self._bold
         return int(np.prod(self.buffer_shape) * array.dtype.itemsize + self._norm.shape[1] * 4)
 
-    def require_content(self) -> None:
-        """Raise a StoreError when the store is not the one that was opened."""
+    def require_same(self) -> None:
+        """Make sure that a task reads what it was made for, on a worker like its maker. Workers that come to a cluster
+        in mid-run are asked nowhere else.
+
+        Raises
+        ------
+        InputError
+            This process has other versions than the one that made these rows.
+        StoreError
+            The store is not the one that was opened, or is not seen from here.
+        """
+        here, host = versions_here(), socket.gethostname()
+        if self._versions != tuple(here.values()):
+            other = differences(here, dict(zip(here, self._versions, strict=False)))
+            raise InputError(
+                f"the worker on {host} has other versions: {other}; install the same there, then run the same again: "
+                "finished parts are kept"
+            )
         try:
             with storage.failures(self.address):
                 found = _group(self.address).attrs.get("content")
         except (OSError, ValueError, zarr.errors.BaseZarrError) as error:
-            raise StoreError(f"{self.address}: the cohort is gone or damaged since it was opened ({error})") from error
+            raise StoreError(
+                f"{self.address}: the cohort is gone or damaged since it was opened, or {host} does not see it "
+                f"({_short(error)})"
+            ) from error
         if found != self.content:
             raise StoreError(f"{self.address}: the cohort was replaced while it was being mapped; run again")
 

@@ -133,7 +133,7 @@ def without_damaged(cohort: xr.Dataset) -> tuple[xr.Dataset, dict[str, str]]:
     if "store" not in cohort.attrs or "row" not in cohort.coords:
         raise InputError("the cohort is not an opened store; open it with ketanet.open_cohort")
     rows = StoredRows(str(cohort.attrs["store"]), str(cohort.attrs["content"]))
-    rows.require_content()
+    rows.require_same()
     numbers = [int(row) for row in cohort["row"].values]
     damage = []
     with counted("checking", len(numbers)) as step, ThreadPoolExecutor(available_cores()) as pool:

@@ -22,6 +22,7 @@ from ketanet.compute.connections import (
 )
 from ketanet.compute.machine import available_cores, available_memory, one_blas_thread
 from ketanet.compute.stores import open_results, plain_text, save, save_all, workers_share_disk, written_here
+from ketanet.compute.versions import differences, versions_here
 
 __all__ = [
     "FAN_IN",
@@ -36,6 +37,7 @@ __all__ = [
     "connect",
     "connect_address",
     "connect_processes",
+    "differences",
     "end_computation",
     "handed",
     "one_blas_thread",
@@ -45,6 +47,7 @@ __all__ = [
     "save_all",
     "subjects_per_task",
     "tree",
+    "versions_here",
     "wide_window",
     "workers_share_disk",
     "written_here",

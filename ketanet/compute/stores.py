@@ -63,14 +63,18 @@ def save_all(datasets: Mapping[str | os.PathLike[str], xr.Dataset]) -> list[xr.D
         ]
         whole = [_storable(dataset) for dataset in datasets.values()]
         writes = [
-            dataset.to_zarr(target, mode="w", zarr_format=3, consolidated=False, compute=False)
+            # empty chunks too: an absent one is a lost one
+            dataset.to_zarr(target, mode="w", zarr_format=3, consolidated=False, compute=False, write_empty_chunks=True)
             for dataset, target in zip(whole, targets, strict=True)
         ]
         with PassProgress():
             if _written_here.get() and not workers_share_disk():
-                _write_here(whole, targets)
+                with zarr.config.set({"array.write_empty_chunks": True}):
+                    _write_here(whole, targets)
             else:
                 dask.compute(*writes)
+        for place, target in zip(places, targets, strict=True):
+            _require_whole(place, target)
     return [open_results(place) for place in places]
 
 
@@ -109,6 +113,18 @@ def _write_here(datasets: Sequence[xr.Dataset], targets: Sequence[Any]) -> None:
                 region = tuple(slice(int(e[i]), int(e[i + 1])) for e, i in zip(edges, index, strict=True))
                 stored: Any = store[str(name)]
                 stored[region] = values.data.blocks[index].compute()
+
+
+def _require_whole(place: Path | str, target: Any) -> None:
+    """Raise a StoreError where a chunk is not there: some worker wrote it to a disk of its own, and it would read as
+    missing values."""
+    for name, array in zarr.open_group(target, mode="r", zarr_format=3).arrays():
+        if (found := array.nchunks_initialized) < array.nchunks:
+            raise StoreError(
+                f"{place}: {array.nchunks - found} of {array.nchunks} blocks of {name!r} that workers wrote do not "
+                "show here; results must go where all nodes and this machine write. Finished parts are kept: run the "
+                "same again without the workers that see another disk"
+            )
 
 
 @contextmanager

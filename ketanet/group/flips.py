@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ketanet.cohort import StoredRows
 from ketanet.compute import MAX_TASKS, SUBJECTS_PER_TASK, handed, one_blas_thread
-from ketanet.connectivity import pass_key, row_bytes, source_of
+from ketanet.connectivity import pass_key, row_bytes, rows_of
 from ketanet.errors import InputError, KetanetError
 from ketanet.files import disk_errors
 from ketanet.kernels.flips import Extremes, family_wise_p, flip_extremes, flip_signs
@@ -94,13 +94,13 @@ def sign_flip_p(
     rows = [int(row) for row in cohort["row"].values]
     weights = seed_weights(seeds)
     n_seeds = weights.shape[0]
-    source = source_of(cohort)
+    stored = rows_of(cohort)
     signs = dask.delayed(flip_signs, pure=True)(n_flips, len(rows), seed)
     group = seeds_at_once(len(rows), n_seeds, len(voxels))
     step = people_at_once(len(rows), -(-n_seeds // group))
     shared = handed((weights, packed(voxels)), -(-len(rows) // step) * -(-n_seeds // group))
     # other flips keep files of their own, since these are removed after use
-    key = f"{pass_key(source[1], weights, voxels, signal)} {rows} {group} {step} {tail} {n_flips} {seed}"
+    key = f"{pass_key(stored.content, weights, voxels, signal)} {rows} {group} {step} {tail} {n_flips} {seed}"
     folder = _scratch_folder(hashlib.sha256(key.encode()).hexdigest()[:24], partials)
     width = voxels_at_once(len(rows), len(voxels))
     tiles = [slice(a, min(a + width, len(voxels))) for a in range(0, len(voxels), width)]
@@ -120,7 +120,7 @@ def sign_flip_p(
             path = folder / f"z-{start}-{first}.npy"
             token = hashlib.sha256(str(path).encode()).hexdigest()[:24]
             name = task_name(len(part), len(part) * row_bytes(cohort), token)
-            paths.append(write(source, part, shared, own, signal, path, before, dask_key_name=name))
+            paths.append(write(stored, part, shared, own, signal, path, before, dask_key_name=name))
         files = written(paths)
         maps = [
             combine([flip(files, number, tile, signs, tail) for tile in tiles], tail)
@@ -141,7 +141,7 @@ def _scratch_folder(key: str, partials: Path | None) -> Path:
 
 
 def _write_z(
-    source: tuple[str, str],
+    stored: StoredRows,
     rows: list[int],
     shared: tuple[Weights, Places],
     seeds: slice,
@@ -154,8 +154,7 @@ def _write_z(
         return path
     weights, voxels = shared[0], unpacked(shared[1])
     own = weights[seeds]
-    stored = StoredRows(*source)
-    stored.require_content()
+    stored.require_same()
     buffer = stored.buffer()
     head = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), own.shape[0], len(voxels))}
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -169,7 +168,7 @@ def _write_z(
                     file.write(np.ascontiguousarray(z[:, voxels], "<f4").data)
                 file.flush()
                 os.fsync(file.fileno())
-            stored.require_content()
+            stored.require_same()
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ketanet import spec
 from ketanet.compute import tree
-from ketanet.connectivity import check_pair, moments, pass_key, source_of
+from ketanet.connectivity import check_pair, moments, pass_key, rows_of
 from ketanet.errors import InputError
 from ketanet.files import disk_errors
 from ketanet.grid import Grid, grid_from_attrs
@@ -235,7 +235,7 @@ def _store_groups(
     n_seeds = seeds.sizes["seed"]
     step = max(1, _BLOCK_BYTES // (16 * len(groups) * len(targets)))
     blocks = [slice(start, min(start + step, n_seeds)) for start in range(0, n_seeds, step)]
-    key = pass_key(source_of(cohort)[1], seed_weights(seeds), targets, signal)
+    key = pass_key(rows_of(cohort).content, seed_weights(seeds), targets, signal)
     rows = [[int(row) for row in cohort["row"].values[group]] for group in groups]
     paths = [[folder / f"{_digest(key, own, block)}{SUFFIX}" for block in blocks] for own in rows]
     keep = dask.delayed(_keep)

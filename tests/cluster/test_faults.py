@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -393,6 +394,43 @@ def test_a_worker_of_another_version_is_one_line(world: World, tmp_path: Path) -
     for told in (checked, said):
         assert "has other versions: zarr 0.0.1 (here " in the_line(told)
     assert not (tmp_path / "out").exists()
+
+
+def late(world: World, out: Path, folder: Path, words: Callable[[str], list[str]]) -> str:
+    """What a run says that began with a worker like this machine, when one comes that is not."""
+    with ExitStack() as stack:
+        address, _ = stack.enter_context(scheduler(folder))
+        stack.enter_context(process(worker_words(address, "--preload", str(world.preload))))
+        run = stack.enter_context(process(world.words(out, "--cluster", address)))
+        wait_until(lambda: partials_of(out) or run.poll() is not None, "nothing was kept")
+        stack.enter_context(process(words(address)))
+        said, _ = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 2, said
+    assert not (out / "group.zarr").exists()
+    assert partials_of(out), "what was done is lost"
+    return the_line(said)
+
+
+def test_a_worker_that_comes_in_mid_run_and_sees_no_store_is_one_line(world: World, tmp_path: Path) -> None:
+    said = late(
+        world, tmp_path / "out", tmp_path, lambda address: hidden(world.folder / "store", worker_words(address))
+    )
+    assert f"store/cohort.zarr: the cohort is gone or damaged since it was opened, or {socket.gethostname()}" in said
+
+
+def test_a_worker_of_another_version_that_comes_in_mid_run_is_one_line(world: World, tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(OTHER_VERSION)
+    other = ["--preload", str(tmp_path / "other.py")]
+    said = late(world, tmp_path / "out", tmp_path, lambda address: worker_words(address, *other))
+    assert f"the worker on {socket.gethostname()} has other versions: zarr 0.0.1 (here " in said
+
+
+def test_what_a_worker_that_comes_in_mid_run_writes_elsewhere_is_missed(world: World, tmp_path: Path) -> None:
+    """It would read as missing values."""
+    out = world.folder / "elsewhere" / "out"
+    out.parent.mkdir()
+    said = late(world, out, tmp_path, lambda address: hidden(out.parent, worker_words(address)))
+    assert "that workers wrote do not show here" in said
 
 
 # --- clocks that are an hour off

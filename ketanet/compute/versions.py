@@ -1,0 +1,29 @@
+"""Versions that must agree wherever one computation runs."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+PACKAGES: Final = ("ketanet", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "numba", "obstore")
+"""Packages whose versions must agree: bits, or messages between processes, depend on them."""
+
+
+@lru_cache(maxsize=1)
+def versions_here() -> dict[str, str]:
+    """Versions of Python and of the packages that must agree, in this process."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """What is another version there than here, in words; empty where all are the same."""
+    return ", ".join(f"{what} {there.get(what)} (here {here[what]})" for what in here if there.get(what) != here[what])
