@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,6 +116,11 @@ def _write_one(shared: tuple[CohortWriter, Callable[[int], Series]], row: int, s
                 run=series.run,
                 quality=series.quality,
             )
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"what is written of the cohort does not show on {socket.gethostname()} ({error}); it must go where all "
+            "nodes and this machine write. Finished subjects are kept: run the same again without such workers"
+        ) from error
     except StoreError:
         raise
     except InputError as error:

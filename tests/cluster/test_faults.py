@@ -18,10 +18,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import psutil
 import pytest
 
 import ketanet.lock
+from ketanet.cohort import open_cohort
 from ketanet.compute import connect, open_results
 from ketanet.errors import InputError
 from ketanet.lock import locked
@@ -95,6 +98,21 @@ import time
 
 plain = time.time
 time.time = lambda: plain() + {seconds}
+"""
+
+
+# what a process loads: a file tells that it could not put something on its scratch disk
+TELLING = """
+import logging
+from pathlib import Path
+
+class Telling(logging.Filter):
+    def filter(self, record):
+        if "Spill to disk failed" in record.getMessage():
+            Path("{file}").touch()
+        return True
+
+logging.getLogger("distributed.spill").addFilter(Telling())
 """
 
 
@@ -433,6 +451,35 @@ def test_what_a_worker_that_comes_in_mid_run_writes_elsewhere_is_missed(world: W
     assert "that workers wrote do not show here" in said
 
 
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("images", "a worker cannot see {folder}/images/s0 (on "),
+        ("made", "what a worker writes into {folder}/made does not show here"),
+    ],
+)
+def test_ingest_by_a_worker_that_sees_another_disk_is_one_line(tmp_path: Path, folder: str, words: str) -> None:
+    grid = demo_grid(12.0)
+    for name in ("s0", "s1", "s2"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        noise = np.random.default_rng(len(name)).normal(100, 1, (*grid.mask.shape, 20)).astype("f4")
+        nib.save(nib.Nifti1Image(noise, grid.affine), tmp_path / "images" / name / "bold.nii.gz")
+    nib.save(nib.Nifti1Image(grid.mask.astype("u1"), grid.affine), tmp_path / "mask.nii.gz")
+    (tmp_path / "made").mkdir()
+    source = ["--source", "nifti", "--pattern", "{subject}/bold.nii.gz", "--mask", str(tmp_path / "mask.nii.gz")]
+    with ExitStack() as stack:
+        address, _ = stack.enter_context(scheduler(tmp_path))
+        worker = stack.enter_context(process(hidden(tmp_path / folder, worker_words(address))))
+        ingest = [*KETANET, "ingest", str(tmp_path / "images"), str(tmp_path / "made" / "cohort.zarr"), *source]
+        said = done([*ingest, "--tr", "2", "--cluster", address], code=2)
+        assert words.format(folder=tmp_path) in the_line(said)
+        assert list((tmp_path / "made").iterdir()) == []
+        worker.kill()
+        stack.enter_context(process(worker_words(address)))
+        done([*ingest, "--tr", "2", "--cluster", address])
+    assert open_cohort(tmp_path / "made" / "cohort.zarr").sizes["subject"] == 3
+
+
 # --- clocks that are an hour off
 
 
@@ -531,9 +578,12 @@ def test_a_full_scratch_disk_of_workers_changes_no_bit(
 ) -> None:
     """What Dask would put there, here everything, stays in memory."""
     monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__MEMORY__TARGET", "0.00001")
+    (tmp_path / "sitecustomize.py").write_text(TELLING.format(file=tmp_path / "refused"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with disk(tmp_path / "scratch", "64k"):
         (tmp_path / "scratch" / "filled").write_bytes(bytes(64 * 1024))
         settings = f'kind = "processes"\nworkers = 2\nmemory = "2 GB"\nscratch = "{tmp_path}/scratch"\n'
         (tmp_path / "site.toml").write_text(settings)
         done(world.words(tmp_path / "out", "--cluster", str(tmp_path / "site.toml")))
+    assert (tmp_path / "refused").exists(), "nothing went to the scratch disk"
     world.check(tmp_path / "out")
