@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ketanet import storage
-from ketanet.errors import InputError
+from ketanet.errors import InputError, KetanetError
 from ketanet.partials import FOLDER as PARTIALS
 from ketanet.study.ledger import DESCRIPTION, PROVENANCE
 
@@ -35,8 +35,13 @@ def mirrored(address: str) -> Iterator[Path]:
         before = _states(folder)
         try:
             yield folder
-        finally:
-            _push(folder, address, before)
+        except BaseException:
+            try:
+                _push(folder, address, before)
+            except KetanetError as error:  # what ended the block is told
+                log.warning("what was done is not kept at %s (%s)", address, error)
+            raise
+        _push(folder, address, before)
 
 
 def _pull(address: str, folder: Path) -> None:

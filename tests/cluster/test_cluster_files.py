@@ -125,6 +125,7 @@ BAD = {
         SLURM.replace("workers = 2", "workers = 0"),
         "workers is 0: it should be greater than or equal to 1",
     ),
+    "no number": (SLURM.replace("workers = 2", "workers = true"), "workers: it should be a number, not true"),
     "neither": (SLURM.replace("workers = 2\n", ""), "either 'workers' or a block \\[adaptive\\] is needed, not both"),
     "both": (SLURM + "[adaptive]\nmaximum = 3\n", "either 'workers' or a block \\[adaptive\\] is needed, not both"),
     "bounds": (SLURM.replace("workers = 2\n", "") + "[adaptive]\nminimum = 4\nmaximum = 3\n", "minimum 4 is more than"),
@@ -358,6 +359,20 @@ def test_workers_that_do_not_come_are_waited_for_no_longer_than_said(tmp_path: P
         site.write_text(f'kind = "address"\nscheduler_file = "{file.name}"\nworkers = 5\nwait_seconds = 3\n')
         with pytest.raises(InputError, match=r"of 5 workers have come to the address in .* within 3 s"):
             connect(str(site))
+
+
+def test_what_a_run_goes_on_to_ask_for_is_ended_too() -> None:
+    over = threading.Event()
+    with distributed.Client(n_workers=0, processes=False, dashboard_address=None) as client:
+        ending = threading.Thread(target=compute.end_computation, args=(client, over))
+        ending.start()
+        for number in range(3):
+            with pytest.raises(distributed.CancelledError):
+                client.submit(abs, number).result(timeout=30)
+        assert ending.is_alive()
+        over.set()
+        ending.join(10)
+        assert not ending.is_alive()
 
 
 @pytest.mark.parametrize("kind", ["processes", "address"])

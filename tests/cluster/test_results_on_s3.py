@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import logging
 import os
 import random
 import threading
@@ -29,9 +30,10 @@ from ketanet import storage
 from ketanet.cli import main
 from ketanet.cohort import StoredRows
 from ketanet.compute import connect, open_results, save
-from ketanet.errors import KetanetError, StoreError
+from ketanet.errors import InputError, KetanetError, StoreError
 from ketanet.simulate import demo_grid, simulate_cohort, simulate_coordinates
 from ketanet.study import run_study
+from ketanet.study.remote import mirrored
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto.server")
@@ -517,6 +519,23 @@ def test_credentials_that_expire_in_mid_run_are_one_line(
     forget_holder(out)
     assert called(world.words(command, out)) == 0
     world.check(command, out)
+
+
+def test_what_ended_a_run_is_told_not_that_its_results_could_not_be_written(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ketanet"), "propagate", True)
+
+    def write() -> None:
+        with mirrored(f"{bucket}/out") as folder:
+            (folder / "dataset_description.json").write_text("{}")
+            monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+            monkeypatch.setenv("KETANET_STORE_RETRY_SECONDS", "1")
+            raise InputError("the one to tell")
+
+    with pytest.raises(InputError, match="the one to tell"):
+        write()
+    assert "what was done is not kept at s3://" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
