@@ -32,13 +32,14 @@ SCHEMES = ("s3", "gs", "az")
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)})://?(.*)", re.DOTALL)  # pathlib makes one slash of two
 _OTHER_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "KETANET_STORE_")
+_VARIABLES = ("AWS_", "GOOGLE_", "AZURE_", "AZURITE_", "KETANET_STORE_")
 _NEEDED = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 _DENIED = ("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")
 _ELSEWHERE = ("AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect")
 _ENDPOINTS = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 _BLOCK_BYTES = 16 * 2**20
@@ -122,7 +123,7 @@ def failures(address: str) -> Iterator[None]:
         yield
     except Exception as error:
         text, kind = str(error), type(error)
-        no_bucket = kind is FileNotFoundError and "NoSuchBucket" in text
+        no_bucket = kind is FileNotFoundError and any(words in text for words in _NO_BUCKET)
         if not (kind.__module__.startswith("obstore") or kind is NotImplementedError or no_bucket):
             raise
         error.args = (kind.__name__,)  # what follows has it as its context, and tracebacks print that
@@ -358,7 +359,7 @@ def _in_words(address: str, text: str, kind: str) -> tuple[str, bool]:
     code = found[1] if found else ""
     status = re.search(r"status code: (\d+)", text)
     answer = " ".join([*([status[1]] if status else []), *([code] if code else [])])
-    if code in ("NoSuchBucket", "ContainerNotFound") or (scheme == "gs" and "bucket does not exist" in text):
+    if any(words in text for words in _NO_BUCKET):
         return f"there is no bucket {bucket!r}; check the address and the endpoint", True
     if "169.254.169.254" in text or re.search(r"Missing\w*(Key|Account|Token|Credential)", text):
         return f"no credentials; set {needed} in the environment (AWS_SKIP_SIGNATURE=true reads what is public)", True
@@ -376,8 +377,8 @@ def _in_words(address: str, text: str, kind: str) -> tuple[str, bool]:
         return f"the object store answers {answer}, tried for up to {retry_seconds():g} s; run again later", False
     if _broke_off(text):
         return (
-            f"the object store cannot be reached, tried for up to {retry_seconds():g} s; check the network and the "
-            "endpoint (AWS_ENDPOINT_URL), then run again"
+            f"the object store cannot be reached, tried for up to {retry_seconds():g} s; check the network and "
+            f"{'the endpoint (AWS_ENDPOINT_URL)' if scheme == 's3' else 'the settings'}, then run again"
         ), False
     return f"the object store refuses the request ({kind})", False
 

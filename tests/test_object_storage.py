@@ -323,6 +323,16 @@ def test_a_store_that_refuses(
     assert words in one_line(error)
 
 
+@pytest.mark.parametrize("request_", ["read", "listed", "write"])
+def test_a_container_of_azure_that_is_absent_is_one_line(monkeypatch: pytest.MonkeyPatch, request_: str) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_USE_EMULATOR", "true")
+    with between("", lambda: "404 ContainerNotFound") as own:
+        monkeypatch.setenv("AZURITE_BLOB_STORAGE_URL", own)
+        with pytest.raises(InputError) as error:
+            getattr(storage, request_)("az://nobody/x", *([b"x"] if request_ == "write" else []))
+    assert "az://nobody/x: there is no bucket 'nobody'; check the address" in one_line(error)
+
+
 @pytest.mark.parametrize("request_", ["read", "listed", "exists", "write", "remove_below"])
 @pytest.mark.usefixtures("endpoint")
 def test_no_request_tells_the_password_of_an_endpoint(monkeypatch: pytest.MonkeyPatch, request_: str) -> None:

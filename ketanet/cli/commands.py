@@ -114,6 +114,7 @@ def map_(
 
     The connectivity of its seed with all of the grid, tested over people.
     """
+    from ketanet import storage
     from ketanet.cli.summaries import group_summary
     from ketanet.clusters.checking import require_visible
     from ketanet.cohort import open_cohort, select, without_damaged
@@ -156,11 +157,12 @@ def map_(
         require_visible([str(people.attrs["store"])], out)
         save(group, out)
     found = group_summary(out)
+    store = storage.address_of(out) if storage.is_remote(out) else str(out)
     if as_json:
-        print_json({"store": str(out), "people": people.sizes["subject"], "contrasts": found.to_dict("records")})
+        print_json({"store": store, "people": people.sizes["subject"], "contrasts": found.to_dict("records")})
         return
     print_table(found)
-    print(f"\n{out}: {made.sizes['seed']} contrasts in {people.sizes['subject']} people")
+    print(f"\n{store}: {made.sizes['seed']} contrasts in {people.sizes['subject']} people")
 
 
 @app.command(
