@@ -26,6 +26,7 @@ import pytest
 
 import ketanet
 from ketanet.clusters import load_cluster
+from ketanet.clusters.certificates import make_certificates
 from ketanet.errors import InputError, KetanetWarning
 from ketanet.study import load_study
 from ketanet.study.outputs import CONTENTS
@@ -247,6 +248,13 @@ def test_every_block_of_a_page_works(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
     run_page(ROOT / name)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "sh" and not b.runs], ids=str)
+def test_commands_that_are_not_run_are_known(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_certificates("tls")  # which a page makes in a block before
+    Runner().run(block)
 
 
 def test_blocks_that_are_not_run_are_few_and_known() -> None:
