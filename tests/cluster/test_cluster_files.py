@@ -31,7 +31,7 @@ from ketanet.clusters.checking import check_cluster, require_same_versions
 from ketanet.clusters.connecting import find_cluster, warn_unencrypted
 from ketanet.clusters.settings import Slurm, walltime_seconds
 from ketanet.compute import Connection, connections, open_results
-from ketanet.errors import InputError, KetanetWarning
+from ketanet.errors import InputError, KetanetError, KetanetWarning
 from ketanet.planning import PassSize, plan_passes
 from ketanet.simulate import demo_grid, simulate_cohort, simulate_coordinates
 
@@ -359,6 +359,20 @@ def test_workers_that_do_not_come_are_waited_for_no_longer_than_said(tmp_path: P
         site.write_text(f'kind = "address"\nscheduler_file = "{file.name}"\nworkers = 5\nwait_seconds = 3\n')
         with pytest.raises(InputError, match=r"of 5 workers have come to the address in .* within 3 s"):
             connect(str(site))
+
+
+@pytest.mark.slow  # 30 s, for which a client hopes that it comes back
+def test_a_scheduler_that_dies_while_workers_are_awaited_is_one_line(tmp_path: Path, site: Path) -> None:
+    with scheduler(tmp_path) as file:
+        site.write_text(f'kind = "address"\nscheduler_file = "{file.name}"\nworkers = 5\nwait_seconds = 60\n')
+        (process,) = [one for one in psutil.Process().children() if "scheduler" in one.cmdline()]
+        death = threading.Timer(3, process.kill)
+        death.start()
+        with pytest.raises(KetanetError, match=r"the scheduler at .* is gone; start it again") as caught:
+            connect(str(site))
+        death.join()
+    assert not isinstance(caught.value, InputError), "it died before it was reached"
+    assert "\n" not in str(caught.value)
 
 
 def test_what_a_run_goes_on_to_ask_for_is_ended_too() -> None:

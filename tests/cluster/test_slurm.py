@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import psutil
 import pytest
 import xarray as xr
 
 from ketanet.cli import main
 from ketanet.clusters import connect, load_cluster
 from ketanet.clusters import slurm as slurm_module
+from ketanet.clusters.settings import Slurm
+from ketanet.clusters.slurm import Watchdog
 from ketanet.compute import Connection, open_results
 from ketanet.errors import InputError, KetanetError
 from ketanet.simulate import demo_grid, simulate_cohort, simulate_coordinates
@@ -374,6 +377,48 @@ def test_out_of_memory_is_one_line_with_the_setting_to_change(
     assert "600 MB" in str(caught.value)
     assert "SLURM ended 2 jobs for taking more memory" in str(caught.value)
     no_jobs_left()
+
+
+def test_jobs_out_of_memory_end_a_run_in_a_row_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A spike here and there is a job to do again."""
+    settings = Slurm(kind="slurm", workers=8, cores=1, memory="1 GB", logs=str(tmp_path))
+    monkeypatch.setattr(Watchdog, "_watch", lambda _: None)
+    for states, fault in (("OCOCO", None), ("OCOO", "SLURM ended 2 jobs for taking more memory")):
+        watchdog = Watchdog(None, None, settings, "site.toml")
+        for number, state in enumerate(states):
+            (tmp_path / f"ketanet-{number}.err").write_text(
+                "slurmstepd: error: Detected 1 oom_kill event in StepId=7.batch" if state == "O" else "done"
+            )
+            watchdog._seen.add(str(number))
+            monkeypatch.setattr(watchdog, "_state", lambda _: "FAILED")
+            watchdog._judge(str(number))
+        assert (watchdog.fault is None) if fault is None else (fault in str(watchdog.fault))
+
+
+def test_processes_of_jobs_listen_where_they_have_to_only(cluster: Callable[..., Path]) -> None:
+    """Scheduler, workers and nannies on the interface of the file; what serves their state on the loopback."""
+    outward = [
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(one.family == socket.AF_INET and not one.address.startswith("127.") for one in addresses)
+    ]
+    if not outward:
+        pytest.skip("this machine has no network")
+    with connect(str(cluster(workers=1, interface=outward[0]))) as connection:
+        wait_for_workers(connection, 1)
+        ((address, facts),) = connection.client.scheduler_info()["workers"].items()
+        (pid,) = connection.client.run(os.getpid).values()
+        asked = {address, str(facts["nanny"]), str(connection.client.scheduler.address)}
+        processes = (psutil.Process(), psutil.Process(pid), *psutil.Process(pid).parents()[:1])
+        found = [
+            (one.laddr.ip, one.laddr.port)
+            for process in processes
+            for one in process.net_connections("inet")
+            if one.status == psutil.CONN_LISTEN
+        ]
+    open_to_others = {port for ip, port in found if ip not in ("127.0.0.1", "::1")}
+    assert open_to_others == {int(one.rpartition(":")[2]) for one in asked}
+    assert len(found) > len(open_to_others), "nothing serves its state at all"
 
 
 def test_jobs_that_end_before_a_worker_is_up_end_the_run(
