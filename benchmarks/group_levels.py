@@ -41,11 +41,11 @@ def sign_flip_p(
 def welch_p(studies: int, *, people: tuple[int, int] = (9, 25), seed: int = 0) -> NDArray[np.float64]:
     """Two-sided p of each study without a difference; the smaller group varies three times as much."""
     rng = np.random.default_rng(seed)
-    groups = [s * rng.standard_normal((n, studies)) + 0.3 for n, s in zip(people, (0.6, 0.2), strict=True)]
+    a, b = (s * rng.standard_normal((n, studies)) + 0.3 for n, s in zip(people, (0.6, 0.2), strict=True))
     t, df = welch_t(
-        tuple(np.full(studies, n, np.int32) for n in people),
-        tuple(g.mean(axis=0) for g in groups),
-        tuple(g.var(axis=0, ddof=1) for g in groups),
+        (np.full(studies, people[0], np.int32), np.full(studies, people[1], np.int32)),
+        (a.mean(axis=0), b.mean(axis=0)),
+        (a.var(axis=0, ddof=1), b.var(axis=0, ddof=1)),
     )
     return np.asarray(10 ** log10_p(t, df, "two-sided"))
 
@@ -66,7 +66,7 @@ def covariates_p(studies: int, *, people: int = 25, seed: int = 0) -> NDArray[np
         np.zeros((14, studies)),
     )
     fit = fit_intercept(sums, 0, people)
-    return np.asarray(10 ** log10_p(fit.t, fit.df, "two-sided"))
+    return np.asarray(10 ** log10_p(fit.t, fit.df.astype(np.float64), "two-sided"))
 
 
 def study_drawn_from(

@@ -115,7 +115,7 @@ def _difference(mine: NDArray[Any], image: Path, grid: VolumeGrid, basis: NDArra
     import nilearn.signal
 
     few = VolumeGrid(grid.mask & (grid.element_of < 1000).reshape(grid.shape), grid.affine)
-    raw = np.asarray(nib.load(image).dataobj)[few.mask].astype(np.float64)
+    raw = np.asarray(nib.Nifti1Image.from_filename(image).dataobj)[few.mask].astype(np.float64)
     exact = nilearn.signal.clean(raw.T, confounds=basis, detrend=True, filter=False, standardize=None).T
     return float(np.linalg.norm(mine[: len(exact)] - exact) / np.linalg.norm(exact))
 

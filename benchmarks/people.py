@@ -80,7 +80,7 @@ def write_cohort(
     for row in range(distinct):
         writer.write(row, series(row))
     _repeat(path.with_name(f"{path.name}.partial"), distinct, people, os.link if link else shutil.copyfile)
-    return writer.finish()
+    return Path(writer.finish())
 
 
 def _repeat(partial: Path, distinct: int, people: int, take: Callable[[Path, Path], object]) -> None:

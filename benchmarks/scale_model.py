@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from benchmarks.common import Claim, Section, cost_of
 from benchmarks.people import ball, seeds_on, series_of, write_cohort
 from benchmarks.simulated_pass import Cluster, Costs, Outcome, Storage, Work, simulate
-from ketanet.cohort import StoredRows, open_cohort
+from ketanet.cohort import open_cohort
 from ketanet.compute import SUBJECTS_PER_TASK, Connection, connect, save, tree
-from ketanet.connectivity import GROUP, measure_batch, moments, partial_bytes, row_bytes, source_of
+from ketanet.connectivity import GROUP, measure_batch, moments, partial_bytes, row_bytes, rows_of
 from ketanet.grid import grid_from_attrs
 from ketanet.group import SEEDS_PER_BLOCK, one_sample
 from ketanet.kernels.moments import Moments, merge
@@ -88,7 +88,7 @@ def measure(
         folder / "cohort.zarr", ball(voxels), people, lambda p: series_of(p, voxels, frames), [frames] * 4, link=True
     )
     cohort = open_cohort(store)
-    stored = StoredRows(*source_of(cohort))
+    stored = rows_of(cohort)
     work = Work(
         people=people,
         person_bytes=row_bytes(cohort),
@@ -189,7 +189,7 @@ def task_costs(store: str, seeds: int, folder: str, busy: int, *, turns: int = 2
     cohort = open_cohort(store)
     chosen = seeds_on(grid_from_attrs(cohort.attrs["grid"]), seeds)
     batch, group = (cohort.isel(subject=slice(0, people)) for people in (SUBJECTS_PER_TASK, GROUP))
-    stored = StoredRows(*source_of(cohort))
+    stored = rows_of(cohort)
     buffer = stored.buffer()
     warm(store, seeds)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ketanet import spec
 from ketanet.cohort import StoredRows
 from ketanet.compute import one_blas_thread, wide_window
 from ketanet.connectivity import GROUP, pass_key, rows_of
-from ketanet.errors import InputError
+from ketanet.errors import InputError, StoreError
 from ketanet.files import disk_errors
 from ketanet.kernels.moments import SEED_BLOCK, Accumulator, Moments, Stored, Subject, Weights, seed_signals
 from ketanet.kernels.signals import dense_signals
@@ -222,7 +223,13 @@ _SignalsOf = Callable[[int, Stored, NDArray[np.float32]], NDArray[np.float32]]
 
 
 def _signals_in_file(path: Path) -> _SignalsOf:
-    signals = np.load(path, mmap_mode="r")
+    try:
+        signals = np.load(path, mmap_mode="r")
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{path}: the scratch file of another worker does not show on {socket.gethostname()}; results must go "
+            "where all nodes and this machine write. Finished parts are kept: run the same again"
+        ) from error
     return lambda position, bold, norm: np.asarray(signals[position])  # noqa: ARG005
 
 

@@ -253,7 +253,7 @@ def check_pair(cohort: xr.Dataset, seeds: xr.Dataset) -> None:
 
 
 def _subject_map(stored: StoredRows, row: int, weights: Weights, signal: str) -> NDArray[np.float32]:
-    stored.require_same()
+    stored.require_versions()
     with one_blas_thread():
         return z_map(stored.bold(row), stored.norm(row), weights, signal, stored.segments(row))[None]
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import threading
 import time
 import uuid
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ketanet import storage
-from ketanet.errors import InputError, KetanetError
+from ketanet.errors import InputError, KetanetError, StoreError
 
 log = logging.getLogger("ketanet")
 
@@ -137,8 +138,23 @@ def _is_whole_object(address: str) -> bool:
 
 
 def read_partial(path: Path | str) -> dict[str, NDArray[Any]]:
-    """Arrays of a partial that :func:`is_whole` has found sound."""
-    with io.BytesIO(storage.read(path)) if isinstance(path, str) else path.open("rb") as file:
+    """Arrays of a partial that :func:`is_whole` has found sound, or that a task has just written.
+
+    Raises
+    ------
+    StoreError
+        It is not there.
+    KetanetError
+        It is none.
+    """
+    try:
+        opened = io.BytesIO(storage.read(path)) if isinstance(path, str) else path.open("rb")
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{path}: the partial result of another worker does not show on {socket.gethostname()}; results must go "
+            "where all nodes and this machine write. Finished parts are kept: run the same again"
+        ) from error
+    with opened as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise KetanetError(f"{path} is no partial result; remove it ('ketanet clean')")
         header = json.loads(file.readline())

@@ -23,10 +23,12 @@ from ketanet.compute import (
     connect,
     one_blas_thread,
     open_results,
+    require_versions,
     save,
     save_all,
     subjects_per_task,
     tree,
+    versions_here,
 )
 from ketanet.errors import InputError, KetanetError, KetanetWarning, StoreError
 from ketanet.files import disk_errors, new_folder, write_text
@@ -244,6 +246,34 @@ def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> No
         save_all({tmp_path / "c.zarr": dataset(), tmp_path / "d.zarr": bad})
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
     np.testing.assert_array_equal(open_results(tmp_path / "a.zarr")["t"], dataset()["t"])
+
+
+def test_a_block_that_is_not_there_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of missing values too: it is stored as any other."""
+    empty = da.full((4, 6), np.nan, chunks=(2, 3), dtype=np.float32)
+    dataset = xr.Dataset(
+        {"t": (("seed", "voxel"), empty), "n": ((), 5)}, coords={"seed": np.array(list("abcd"), object)}
+    )
+    assert np.isnan(save(dataset, tmp_path / "whole.zarr")["t"].values).all()
+    plain = dask.compute
+
+    def losing(*writes: Any) -> None:
+        plain(*writes)
+        (tmp_path / ".lost.zarr.partial" / "t" / "c" / "1" / "0").unlink()
+
+    monkeypatch.setattr(dask, "compute", losing)
+    with pytest.raises(StoreError, match=r"lost.zarr: 1 of 4 blocks of 't' that were written do not show here"):
+        save(dataset, tmp_path / "lost.zarr")
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.zarr"]
+
+
+def test_other_versions_end_a_task() -> None:
+    own = tuple(versions_here().values())
+    require_versions(own)
+    other = (*own[:3], "0.0.1", *own[4:])
+    name = list(versions_here())[3]
+    with pytest.raises(InputError, match=rf"the worker on \S+ has other versions: {name} {own[3]} \(here 0\.0\.1\)"):
+        require_versions(other)
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:

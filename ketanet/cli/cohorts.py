@@ -196,7 +196,6 @@ def ingest(
 
     Run again after an interruption, and it goes on.
     """
-    from ketanet.clusters.checking import require_visible
     from ketanet.ingest import finish_parts, ingest_cohort, ingest_part
 
     if (part is not None) + finish + append > 1:
@@ -243,7 +242,6 @@ def ingest(
         "skip_bad": skip_bad,
     }
     with connected(cluster, workers):
-        require_visible([], cohort, sources=[path])
         if part is not None:
             _print_part(ingest_part(reader, cohort, part, **settings))
         elif finish:
@@ -396,7 +394,6 @@ def verify(
     if sources is None:
         report = verify_cohort(cohort)
     else:
-        from ketanet.clusters.checking import require_visible
         from ketanet.ingest.verifying import verify_sources
 
         reader = _source(
@@ -418,7 +415,6 @@ def verify(
             surface=surface,
         )
         with connected(cluster, workers):
-            require_visible([cohort], sources=[sources])
             report = verify_sources(cohort, reader, subjects=sample, seed=seed)
     if as_json:
         print_json(report.to_json())

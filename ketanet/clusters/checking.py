@@ -110,11 +110,9 @@ def _loadable() -> Iterator[None]:
         raise InputError(f"a worker cannot load ketanet ({error}); install the same there as here") from error
 
 
-def require_visible(
-    stores: Sequence[str], out: str | os.PathLike[str] | None = None, *, sources: Sequence[str] = ()
-) -> None:
-    """Make sure that workers elsewhere see cohort stores, and files or folders of sources, and can write where results
-    go; the first that comes is asked. Those that are there then must have the versions of this process.
+def require_visible(stores: Sequence[str], out: str | os.PathLike[str] | None = None) -> None:
+    """Make sure that workers elsewhere see the stores and can write where results go; the first that comes is asked.
+    Those that are there then must have the versions of this process.
 
     Raises
     ------
@@ -128,7 +126,7 @@ def require_visible(
     client = default_client()
     if not client.nthreads():
         log.info("no worker has come yet; the first one is waited for")
-    _require_visible_to(client, stores, out, sources)
+    _require_visible_to(client, stores, out)
     _require_same_versions_on(client, str(client.scheduler.address))
 
 
@@ -137,16 +135,11 @@ def _asked(client: Any, question: Callable[[str], str], about: str) -> str:
         return str(client.submit(question, about, pure=False).result())
 
 
-def _require_visible_to(
-    client: Any, stores: Sequence[str], out: str | os.PathLike[str] | None, sources: Sequence[str] = ()
-) -> None:
-    for what, question in (
-        *((store, _unreadable) for store in stores),
-        *((_inside(path), _absent) for path in sources),
-    ):
-        if said := _asked(client, question, what):
+def _require_visible_to(client: Any, stores: Sequence[str], out: str | os.PathLike[str] | None) -> None:
+    for store in stores:
+        if said := _asked(client, _unreadable, storage.address_of(store)):
             raise InputError(
-                f"a worker cannot see {what} ({said}); put it where all nodes see it (a shared file system, or an "
+                f"a worker cannot see {store} ({said}); put it where all nodes see it (a shared file system, or an "
                 "object store), and name it as it is called there"
             )
     if out is not None:
@@ -206,19 +199,6 @@ def _unreadable(store: str) -> str:
     return ""
 
 
-def _inside(path: str) -> str:
-    """Something in a folder, since an empty one elsewhere may stand for a disk that is not there; else the path."""
-    found = sorted(Path(path).iterdir()) if not storage.is_remote(path) and Path(path).is_dir() else []
-    return str(found[0]) if found else path
-
-
-def _absent(path: str) -> str:
-    """Why this process does not see a file or a folder; empty when it does, or it is an address."""
-    return (
-        "" if storage.is_remote(path) or Path(path).exists() else f"on {socket.gethostname()}: no such file or folder"
-    )
-
-
 def _unwritable(mark: str) -> str:
     try:
         if storage.is_remote(mark):
@@ -233,7 +213,7 @@ def _unwritable(mark: str) -> str:
 
 
 def _reading(client: Any, store: str) -> float:
-    return float(client.submit(_read_rate, store, pure=False).result())
+    return float(client.submit(_read_rate, storage.address_of(store), pure=False).result())
 
 
 def _read_rate(store: str) -> float:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from dask.utils import parse_bytes
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ketanet.errors import InputError
 from ketanet.toml_settings import expand_variables, in_words, read_toml
 
 _WALLTIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):(\d{2}):(\d{2})")
 _KIND: Final = "kind"
+_COUNTS: Final = ("workers", "cores", "minimum", "maximum", "wait_seconds", "idle_seconds")
 
 
 def walltime_seconds(text: str) -> int:
@@ -42,13 +43,6 @@ def _walltime(text: str) -> str:
     return text
 
 
-def _number(given: Any) -> Any:
-    if isinstance(given, bool):
-        raise ValueError(f"it should be a number, not {str(given).lower()}")
-    return given
-
-
-Number = Annotated[int, BeforeValidator(_number)]
 Memory = Annotated[str, AfterValidator(_bytes)]
 Walltime = Annotated[str, AfterValidator(_walltime)]
 
@@ -57,13 +51,20 @@ class _Block(BaseModel):
     # what a field means stands below it
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    @field_validator(*_COUNTS, mode="before", check_fields=False)
+    @classmethod
+    def _no_truth(cls, given: Any) -> Any:
+        if isinstance(given, bool):
+            raise ValueError(f"it should be a number, not {str(given).lower()}")
+        return given
+
 
 class Adaptive(_Block):
     """Bounds between which workers come and go with the work."""
 
-    minimum: Annotated[Number, Field(ge=0)] = 0
+    minimum: Annotated[int, Field(ge=0)] = 0
     """Fewest workers."""
-    maximum: Annotated[Number, Field(ge=1)]
+    maximum: Annotated[int, Field(ge=1)]
     """Most workers."""
 
     @model_validator(mode="after")
@@ -89,7 +90,7 @@ class Processes(_Block):
 
     kind: Literal["processes"]
     """What starts the workers."""
-    workers: Annotated[Number, Field(ge=1)] | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
     """Processes; default the CPU cores this process may use."""
     memory: Memory | None = None
     """Memory of one process; default a fair part of the machine's."""
@@ -108,9 +109,9 @@ class Address(_Block):
     """Address of the scheduler, such as ``tls://10.0.0.1:8786``."""
     scheduler_file: str | None = None
     """File that the scheduler wrote its address to (``dask scheduler --scheduler-file``)."""
-    workers: Annotated[Number, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1)] = 1
     """Workers to wait for before anything is computed."""
-    wait_seconds: Annotated[Number, Field(ge=1)] = 300
+    wait_seconds: Annotated[int, Field(ge=1)] = 300
     """How long to wait for them."""
     tls: Tls | None = None
     """Certificates; needed for a ``tls://`` address."""
@@ -127,11 +128,11 @@ class Address(_Block):
 class _Jobs(_Block):
     """What clusters of jobs share."""
 
-    workers: Annotated[Number, Field(ge=1)] | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
     """Jobs, a fixed number of them; or a block [adaptive]."""
     adaptive: Adaptive | None = None
     """Jobs come and go between these bounds."""
-    cores: Annotated[Number, Field(ge=1)]
+    cores: Annotated[int, Field(ge=1)]
     """CPU cores of a job; each core computes one task at a time."""
     memory: Memory
     """Memory of a job."""
@@ -194,7 +195,7 @@ class Kubernetes(_Jobs):
     """Whether workers may run on nodes that are taken away at any time."""
     secret: Annotated[str, Field(pattern=r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$")] | None = None
     """Secret with the credentials of the object store, as environment variables."""
-    idle_seconds: Annotated[Number, Field(ge=60)] = 3600
+    idle_seconds: Annotated[int, Field(ge=60)] = 3600
     """The cluster is deleted once it had nothing to do for so long: what a run that died leaves costs no more."""
 
     @model_validator(mode="after")

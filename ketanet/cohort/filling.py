@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ketanet.cohort.writing import CohortWriter
-from ketanet.compute import one_blas_thread
+from ketanet.compute import one_blas_thread, require_versions, versions_here, workers_share_disk
 from ketanet.errors import InputError, StoreError
 
 
@@ -83,10 +83,27 @@ def fill_rows(
 
     Parameters as of :func:`fill`. Without `skip_bad` no other is begun once one cannot be used.
     """
-    shared = dask.delayed((writer, read), pure=False)
+    shared = dask.delayed((writer, read, tuple(versions_here().values())), pure=False)
     one = dask.delayed(_write_one, pure=False)
     found = dask.compute(*[one(shared, row, skip_bad) for row in rows])
-    return {subject: why for part in found for subject, why in part.items()}
+    bad = {row: told for row, told in zip(rows, found, strict=True) if told is not None}
+    if not workers_share_disk():
+        for row, told in bad.items():
+            _require_bad_here(read, row, *told)
+    return {writer.plan.subjects[row].id: why for row, (why, _) in bad.items()}
+
+
+def _require_bad_here(read: Callable[[int], Series], row: int, why: str, host: str) -> None:
+    """Raise a StoreError where a subject that a worker cannot use can be used here: nobody is left out, or blamed, for
+    a disk that a worker does not see."""
+    try:
+        read(row)
+    except InputError:
+        return
+    raise StoreError(
+        f"{host} cannot use what this machine can ({why}); put the files where all nodes see them, and name them as "
+        "they are called there. Finished subjects are kept: run the same again"
+    )
 
 
 def how_to_go_on(reasons: Sequence[str], settled: int, subjects: int, what: str = "") -> str:
@@ -96,35 +113,42 @@ def how_to_go_on(reasons: Sequence[str], settled: int, subjects: int, what: str 
     return f"{reasons[0]}{more}; mend the file and run {what}again{kept}; or --skip-bad leaves such subjects out"
 
 
-def _write_one(shared: tuple[CohortWriter, Callable[[int], Series]], row: int, skip_bad: bool) -> dict[str, str]:
-    """Write one subject; why it cannot be used, by its id. Once one is bad no other is begun, so that it is soon
+def _write_one(
+    shared: tuple[CohortWriter, Callable[[int], Series], tuple[str, ...]], row: int, skip_bad: bool
+) -> tuple[str, str] | None:
+    """Write one subject; why it cannot be used, and who says so. Once one is bad no other is begun, so that it is soon
     said."""
-    writer, read = shared
+    writer, read, versions = shared
+    require_versions(versions)
     if writer.is_stopped:
-        return {}
+        return None
     try:
         with one_blas_thread():
-            series = read(row)
-            if series.left_out:
-                writer.leave_out(row, series.left_out)
-                return {}
-            writer.write(
-                row,
-                series.values,
-                magnitude=series.magnitude,
-                facts=series.facts,
-                run=series.run,
-                quality=series.quality,
-            )
-    except FileNotFoundError as error:
-        raise StoreError(
-            f"what is written of the cohort does not show on {socket.gethostname()} ({error}); it must go where all "
-            "nodes and this machine write. Finished subjects are kept: run the same again without such workers"
-        ) from error
+            _write(writer, row, read(row))
     except StoreError:
         raise
     except InputError as error:
         if not skip_bad:
             writer.stop()
-        return {writer.plan.subjects[row].id: str(error)}
-    return {}
+        return str(error), socket.gethostname()
+    return None
+
+
+def _write(writer: CohortWriter, row: int, series: Series) -> None:
+    try:
+        if series.left_out:
+            writer.leave_out(row, series.left_out)
+            return
+        writer.write(
+            row,
+            series.values,
+            magnitude=series.magnitude,
+            facts=series.facts,
+            run=series.run,
+            quality=series.quality,
+        )
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"what is written of the cohort does not show on {socket.gethostname()} ({error}); it must go where all "
+            "nodes and this machine write. Finished subjects are kept: run the same again"
+        ) from error

@@ -88,7 +88,7 @@ class Folder:
     """``<store>.partial`` beside the store: a rename gives the store its name."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # workers elsewhere stand in other folders
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._state = self._partial / "state"
         self.store = self._partial / "store"

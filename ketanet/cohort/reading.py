@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ketanet import spec, storage
 from ketanet.cohort.chunks import ChunkError, plain_reader
-from ketanet.compute import differences, plain_text, versions_here
-from ketanet.errors import InputError, KetanetError, StoreError
+from ketanet.compute import plain_text, require_versions, versions_here
+from ketanet.errors import KetanetError, StoreError
 from ketanet.grid import Grid, grid_from_attrs, load_grid
 from ketanet.kernels.rows import decode
 
@@ -142,9 +142,12 @@ class StoredRows:
         array = self._bold
         return int(np.prod(self.buffer_shape) * array.dtype.itemsize + self._norm.shape[1] * 4)
 
+    def require_versions(self) -> None:
+        """Raise an InputError where this process has other versions than the one that made these rows."""
+        require_versions(self._versions)
+
     def require_same(self) -> None:
-        """Make sure that a task reads what it was made for, on a worker like its maker. Workers that come to a cluster
-        in mid-run are asked nowhere else.
+        """Make sure that a task reads what it was made for, with the versions of its maker.
 
         Raises
         ------
@@ -153,20 +156,14 @@ class StoredRows:
         StoreError
             The store is not the one that was opened, or is not seen from here.
         """
-        here, host = versions_here(), socket.gethostname()
-        if self._versions != tuple(here.values()):
-            other = differences(here, dict(zip(here, self._versions, strict=False)))
-            raise InputError(
-                f"the worker on {host} has other versions: {other}; install the same there, then run the same again: "
-                "finished parts are kept"
-            )
+        self.require_versions()
         try:
             with storage.failures(self.address):
                 found = _group(self.address).attrs.get("content")
         except (OSError, ValueError, zarr.errors.BaseZarrError) as error:
             raise StoreError(
-                f"{self.address}: the cohort is gone or damaged since it was opened, or {host} does not see it "
-                f"({_short(error)})"
+                f"{self.address}: the cohort is gone or damaged since it was opened, or not seen on "
+                f"{socket.gethostname()} ({_short(error)})"
             ) from error
         if found != self.content:
             raise StoreError(f"{self.address}: the cohort was replaced while it was being mapped; run again")

@@ -22,7 +22,7 @@ from ketanet.compute.connections import (
 )
 from ketanet.compute.machine import available_cores, available_memory, one_blas_thread
 from ketanet.compute.stores import open_results, plain_text, save, save_all, workers_share_disk, written_here
-from ketanet.compute.versions import differences, versions_here
+from ketanet.compute.versions import differences, require_versions, versions_here
 
 __all__ = [
     "FAN_IN",
@@ -43,6 +43,7 @@ __all__ = [
     "one_blas_thread",
     "open_results",
     "plain_text",
+    "require_versions",
     "save",
     "save_all",
     "subjects_per_task",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import dask
 import dask.array as da
@@ -25,6 +26,7 @@ from ketanet.progress import PassProgress
 from ketanet.spec import SCHEMA_VERSION
 
 _ROOT = "zarr.json"
+_LATE_SECONDS: Final = 5.0  # network file systems show new files late
 
 
 def save(dataset: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
@@ -116,21 +118,44 @@ def _write_here(datasets: Sequence[xr.Dataset], targets: Sequence[Any]) -> None:
 
 
 def _require_whole(place: Path | str, target: Any) -> None:
-    """Raise a StoreError where a chunk is not there: some worker wrote it to a disk of its own, and it would read as
-    missing values."""
-    for name, array in zarr.open_group(target, mode="r", zarr_format=3).arrays():
-        if (found := array.nchunks_initialized) < array.nchunks:
+    """Raise a StoreError where a chunk of a new store is not there: some worker wrote it to a disk of its own, and it
+    would read as missing values."""
+    where = target if isinstance(target, Path) else _beside(str(place))
+    sizes = {name: array.nchunks for name, array in zarr.open_group(target, mode="r", zarr_format=3).arrays()}
+    end = time.monotonic() + (0 if workers_share_disk() else _LATE_SECONDS)
+    while lost := {name: sizes[name] - found for name, found in _chunks_below(where).items() if found < sizes[name]}:
+        if time.monotonic() >= end:
+            name = min(lost)
             raise StoreError(
-                f"{place}: {array.nchunks - found} of {array.nchunks} blocks of {name!r} that workers wrote do not "
-                "show here; results must go where all nodes and this machine write. Finished parts are kept: run the "
-                "same again without the workers that see another disk"
+                f"{place}: {lost[name]} of {sizes[name]} blocks of {name!r} that were written do not show here; "
+                "results must go where all nodes and this machine write. Finished parts are kept: run the same again "
+                "without the workers that see another disk"
             )
+        time.sleep(0.2)
+
+
+def _chunks_below(where: Path | str) -> dict[str, int]:
+    """Chunks that are there of every array of a store, by its name."""
+    if isinstance(where, Path):
+        files = [path.relative_to(where).parts for path in where.rglob("*") if path.is_file()]
+    else:
+        files = [tuple(name.split("/")) for name in storage.listed(where)]
+    found = {parts[0]: 0 for parts in files if parts[1:] == (_ROOT,)}
+    for parts in files:
+        if parts[1:2] == ("c",):
+            found[parts[0]] += 1
+    return found
+
+
+def _beside(address: str) -> str:
+    """Where the objects of a store are until it is whole."""
+    return f"{address}.partial/store"
 
 
 @contextmanager
 def _new_objects(address: str) -> Iterator[Any]:
     """What zarr writes to below an address beside, whose objects go to `address` when the block ends well."""
-    beside, moving = f"{address}.partial/store", _moving(address)
+    beside, moving = _beside(address), _moving(address)
     with locked(address), storage.failures(address):
         _require_replaceable(address)
         storage.remove_below(beside)
@@ -162,7 +187,7 @@ def _is_half_moved(address: str) -> bool:
 def unfinished_objects(address: str) -> list[str]:
     """Addresses below which interrupted passes and the interrupted writing of results left something: partials beside a
     store or in the results of a run, a store beside its place, and one that came there half."""
-    below = [partials_beside(address), f"{address}.partial/store"]
+    below = [partials_beside(address), _beside(address)]
     if storage.exists(f"{address}/provenance.json"):
         below.append(f"{address}/{FOLDER}")
     found = [str(one) for one in below if not storage.is_empty(str(one))]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+import socket
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
+
+from ketanet.errors import InputError
 
 PACKAGES: Final = ("ketanet", "numpy", "scipy", "dask", "distributed", "zarr", "xarray", "numba", "obstore")
 """Packages whose versions must agree: bits, or messages between processes, depend on them."""
@@ -22,6 +25,24 @@ def versions_here() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def require_versions(made_with: tuple[str, ...]) -> None:
+    """Make sure that a task runs with the versions of the process that made it (the values of
+    :func:`versions_here`); workers that come to a cluster in mid-run are asked nowhere else.
+
+    Raises
+    ------
+    InputError
+        It does not; the worker's machine is named.
+    """
+    here = versions_here()
+    if made_with != tuple(here.values()):
+        other = differences(here, dict(zip(here, made_with, strict=False)))
+        raise InputError(
+            f"the worker on {socket.gethostname()} has other versions: {other or 'another ketanet'}; install the same "
+            "there, then run the same again: finished parts are kept"
+        )
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:

@@ -284,7 +284,7 @@ class RemoteSource:
     def _place(self, path: Path) -> None:
         """An empty file, which keeps its folder from being removed by who has just emptied it."""
         while True:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 path.touch(mode=0o600)

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ketanet.cohort import Problem, Series, StoredRows, open_cohort
-from ketanet.compute import one_blas_thread
+from ketanet.compute import one_blas_thread, workers_share_disk
 from ketanet.errors import InputError, StoreError
 from ketanet.grid import grid_from_attrs, require_same_grid
 from ketanet.ingest.adding import checksums
@@ -124,10 +124,15 @@ def verify_sources(
     )
     shared, one = dask.delayed(comparison, pure=False), dask.delayed(_compare, pure=False)
     rows = {name: row for row, name in enumerate(names)}
-    tasks = [
-        one(shared, position, rows[name], _frames_of_runs(cohort, rows[name])) for position, name in enumerate(readable)
-    ]
-    found = dask.compute(*tasks)
+    asked = [(position, rows[name], _frames_of_runs(cohort, rows[name])) for position, name in enumerate(readable)]
+    found = dask.compute(*[one(shared, *of_one) for of_one in asked])
+    if not workers_share_disk():
+        for of_one, (words, _) in zip(asked, found, strict=True):
+            if words and _compare(comparison, *of_one)[0] != words:
+                raise StoreError(
+                    f"a worker finds what this machine does not ({words[0]}); put store and source where all nodes see "
+                    "them, and name them as they are called there"
+                )
     return SourceVerification(
         problems
         + [Problem(name, "source", w) for name, (words, _) in zip(readable, found, strict=True) for w in words],
@@ -194,6 +199,8 @@ def _compare(comparison: _Comparison, position: int, row: int, run: NDArray[np.i
         words.append(f"the store cannot be read ({error})")
     except InputError as error:
         words.append(str(error))
+    except OSError as error:
+        words.append(f"{error.filename} cannot be read ({error.strerror})")
     return words, largest
 
 

@@ -24,7 +24,7 @@ from cryptography import x509
 
 from ketanet import compute
 from ketanet.cli import main
-from ketanet.clusters import connect, load_cluster
+from ketanet.clusters import connect, connecting, load_cluster
 from ketanet.clusters import slurm as slurm_module
 from ketanet.clusters.certificates import make_certificates
 from ketanet.clusters.checking import check_cluster, require_same_versions
@@ -362,20 +362,27 @@ def test_workers_that_do_not_come_are_waited_for_no_longer_than_said(tmp_path: P
 
 
 @pytest.mark.slow  # 30 s, for which a client hopes that it comes back
-def test_a_scheduler_that_dies_while_workers_are_awaited_is_one_line(tmp_path: Path, site: Path) -> None:
+def test_a_scheduler_that_dies_while_workers_are_awaited_is_one_line(
+    tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with scheduler(tmp_path) as file:
         site.write_text(f'kind = "address"\nscheduler_file = "{file.name}"\nworkers = 5\nwait_seconds = 60\n')
         (process,) = [one for one in psutil.Process().children() if "scheduler" in one.cmdline()]
-        death = threading.Timer(3, process.kill)
-        death.start()
+        plain = connecting._wait_for_workers
+
+        def wait(client: distributed.Client, *rest: object) -> None:
+            process.kill()
+            plain(client, *rest)
+
+        monkeypatch.setattr(connecting, "_wait_for_workers", wait)
         with pytest.raises(KetanetError, match=r"the scheduler at .* is gone; start it again") as caught:
             connect(str(site))
-        death.join()
     assert not isinstance(caught.value, InputError), "it died before it was reached"
     assert "\n" not in str(caught.value)
 
 
 def test_what_a_run_goes_on_to_ask_for_is_ended_too() -> None:
+    """Also where that comes late: the driver may draw figures for minutes before it does."""
     over = threading.Event()
     with distributed.Client(n_workers=0, processes=False, dashboard_address=None) as client:
         ending = threading.Thread(target=compute.end_computation, args=(client, over))
@@ -387,6 +394,33 @@ def test_what_a_run_goes_on_to_ask_for_is_ended_too() -> None:
         over.set()
         ending.join(10)
         assert not ending.is_alive()
+
+
+def test_a_run_is_ended_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        status, futures, turns = "running", (), 0
+
+        def cancel(self, futures: list[object], *, force: bool) -> None:
+            assert (futures, force) == ([], True)
+            self.turns += 1
+            raise RuntimeError("it closes")
+
+    class Over(threading.Event):
+        """Half a second goes by at once."""
+
+        now = 0.0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.now += timeout or 0
+            return self.now > 600
+
+    client, over = Client(), Over()
+    monkeypatch.setattr(time, "monotonic", lambda: over.now)
+    compute.end_computation(client, over)
+    assert client.turns == 1200
+    client.status = "closed"
+    compute.end_computation(client, Over())
+    assert client.turns == 1200
 
 
 @pytest.mark.parametrize("kind", ["processes", "address"])

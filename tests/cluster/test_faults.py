@@ -76,6 +76,41 @@ async def dask_setup(worker):
     Path("{folder}", "up", str(os.getpid())).touch()
 """
 
+# once something is kept the first worker waits until another has come, and is slow at what that one may take from it
+GATED = """
+import time
+from pathlib import Path
+import dask.array.core
+from ketanet import connectivity
+
+if not hasattr(connectivity, "undisturbed"):
+    connectivity.undisturbed = connectivity._batch_moments, dask.array.core.load_store_chunk
+
+def gated(*arguments):
+    end = time.monotonic() + 60
+    time.sleep(0.3)
+    while any(Path("{out}", "partials").glob("*.part")) and time.monotonic() < end:
+        Path("{folder}", "waits").touch()
+        if Path("{folder}", "came").exists():
+            break
+        time.sleep(0.05)
+    return connectivity.undisturbed[0](*arguments)
+
+def slow(*arguments, **more):
+    time.sleep(0.1)
+    return connectivity.undisturbed[1](*arguments, **more)
+
+connectivity._batch_moments = gated
+dask.array.core.load_store_chunk = slow
+"""
+
+CAME = """
+from pathlib import Path
+
+async def dask_setup(worker):
+    Path("{folder}", "came").touch()
+"""
+
 DEADLY = (
     SLOW
     + """
@@ -144,6 +179,7 @@ class World:
         assert (out / "report.html").exists()
 
 
+HOST = socket.gethostname()
 KETANET = [sys.executable, "-m", "ketanet.cli"]
 
 
@@ -414,70 +450,87 @@ def test_a_worker_of_another_version_is_one_line(world: World, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def late(world: World, out: Path, folder: Path, words: Callable[[str], list[str]]) -> str:
-    """What a run says that began with a worker like this machine, when one comes that is not."""
+def late(world: World, out: Path, folder: Path, words: Callable[..., list[str]]) -> str:
+    """What a run says that began with a worker like this machine, when one comes that is not. Without that one, the
+    same run goes on from what was kept."""
+    (folder / "gated.py").write_text(GATED.format(folder=folder, out=out))
+    (folder / "came.py").write_text(CAME.format(folder=folder))
     with ExitStack() as stack:
         address, _ = stack.enter_context(scheduler(folder))
-        stack.enter_context(process(worker_words(address, "--preload", str(world.preload))))
+        stack.enter_context(process(worker_words(address, "--preload", str(folder / "gated.py"))))
         run = stack.enter_context(process(world.words(out, "--cluster", address)))
-        wait_until(lambda: partials_of(out) or run.poll() is not None, "nothing was kept")
-        stack.enter_context(process(words(address)))
+        wait_until(lambda: (folder / "waits").exists() or run.poll() is not None, "nothing is computed")
+        stack.enter_context(process(words(address, "--preload", str(folder / "came.py"))))
         said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 2, said
     assert not (out / "group.zarr").exists()
-    assert partials_of(out), "what was done is lost"
+    kept = {path: path.stat().st_mtime_ns for path in partials_of(out)}
+    assert kept, "what was done is lost"
+    done(world.words(out))
+    world.check(out)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
     return the_line(said)
 
 
 def test_a_worker_that_comes_in_mid_run_and_sees_no_store_is_one_line(world: World, tmp_path: Path) -> None:
-    said = late(
-        world, tmp_path / "out", tmp_path, lambda address: hidden(world.folder / "store", worker_words(address))
-    )
-    assert f"store/cohort.zarr: the cohort is gone or damaged since it was opened, or {socket.gethostname()}" in said
+    place = world.folder / "store"
+    said = late(world, tmp_path / "out", tmp_path, lambda *words: hidden(place, worker_words(*words)))
+    wanted = f"store/cohort.zarr: the cohort is gone or damaged since it was opened, or not seen on {HOST} ("
+    assert wanted in said
 
 
 def test_a_worker_of_another_version_that_comes_in_mid_run_is_one_line(world: World, tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text(OTHER_VERSION)
     other = ["--preload", str(tmp_path / "other.py")]
-    said = late(world, tmp_path / "out", tmp_path, lambda address: worker_words(address, *other))
-    assert f"the worker on {socket.gethostname()} has other versions: zarr 0.0.1 (here " in said
+    said = late(world, tmp_path / "out", tmp_path, lambda *words: worker_words(*words, *other))
+    assert f"the worker on {HOST} has other versions: zarr 0.0.1 (here " in said
 
 
 def test_what_a_worker_that_comes_in_mid_run_writes_elsewhere_is_missed(world: World, tmp_path: Path) -> None:
     """It would read as missing values."""
     out = world.folder / "elsewhere" / "out"
     out.parent.mkdir()
-    said = late(world, out, tmp_path, lambda address: hidden(out.parent, worker_words(address)))
-    assert "that workers wrote do not show here" in said
+    said = late(world, out, tmp_path, lambda *words: hidden(out.parent, worker_words(*words)))
+    assert "that were written do not show here" in said
 
 
+@pytest.mark.parametrize("skip", [[], ["--skip-bad"]])
 @pytest.mark.parametrize(
-    ("folder", "words"),
+    ("folder", "said"),
     [
-        ("images", "a worker cannot see {folder}/images/s0 (on "),
-        ("made", "what a worker writes into {folder}/made does not show here"),
+        ("images", f"{HOST} cannot use what this machine can ("),
+        ("made", f"what is written of the cohort does not show on {HOST} ("),
     ],
 )
-def test_ingest_by_a_worker_that_sees_another_disk_is_one_line(tmp_path: Path, folder: str, words: str) -> None:
+def test_ingest_by_a_worker_that_sees_another_disk_leaves_nobody_out(
+    tmp_path: Path, folder: str, said: str, skip: list[str]
+) -> None:
+    """Nor is a worker misled that stands in another folder."""
     grid = demo_grid(12.0)
     for name in ("s0", "s1", "s2"):
         (tmp_path / "images" / name).mkdir(parents=True)
-        noise = np.random.default_rng(len(name)).normal(100, 1, (*grid.mask.shape, 20)).astype("f4")
+        noise = np.random.default_rng(5).normal(100, 1, (*grid.mask.shape, 20)).astype("f4")
         nib.save(nib.Nifti1Image(noise, grid.affine), tmp_path / "images" / name / "bold.nii.gz")
     nib.save(nib.Nifti1Image(grid.mask.astype("u1"), grid.affine), tmp_path / "mask.nii.gz")
     (tmp_path / "made").mkdir()
     source = ["--source", "nifti", "--pattern", "{subject}/bold.nii.gz", "--mask", str(tmp_path / "mask.nii.gz")]
+    source += ["--tr", "2"]
+    here = ["sh", "-c", 'cd "$0" && exec "$@"', str(tmp_path), *KETANET]
+    ingest = [*here, "ingest", str(tmp_path / "images"), "made/cohort.zarr", *source, *skip]
+    verify = [*here, "verify", "made/cohort.zarr", "--sources", str(tmp_path / "images"), *source]
     with ExitStack() as stack:
         address, _ = stack.enter_context(scheduler(tmp_path))
-        worker = stack.enter_context(process(hidden(tmp_path / folder, worker_words(address))))
-        ingest = [*KETANET, "ingest", str(tmp_path / "images"), str(tmp_path / "made" / "cohort.zarr"), *source]
-        said = done([*ingest, "--tr", "2", "--cluster", address], code=2)
-        assert words.format(folder=tmp_path) in the_line(said)
-        assert list((tmp_path / "made").iterdir()) == []
-        worker.kill()
-        stack.enter_context(process(worker_words(address)))
-        done([*ingest, "--tr", "2", "--cluster", address])
-    assert open_cohort(tmp_path / "made" / "cohort.zarr").sizes["subject"] == 3
+        blind = stack.enter_context(process(hidden(tmp_path / folder, worker_words(address))))
+        assert said in the_line(done([*ingest, "--cluster", address], code=2))
+        assert not (tmp_path / "made" / "cohort.zarr").exists()
+        os.killpg(blind.pid, signal.SIGKILL)
+        seeing = stack.enter_context(process(worker_words(address)))
+        done([*ingest, "--cluster", address])
+        assert open_cohort(tmp_path / "made" / "cohort.zarr").sizes["subject"] == 3
+        done([*verify, "--cluster", address])
+        os.killpg(seeing.pid, signal.SIGKILL)
+        stack.enter_context(process(hidden(tmp_path / folder, worker_words(address))))
+        assert "a worker finds what this machine does not (" in the_line(done([*verify, "--cluster", address], code=2))
 
 
 # --- clocks that are an hour off
