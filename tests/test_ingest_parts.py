@@ -26,6 +26,7 @@ from ketanet.compute import connect
 from ketanet.errors import InputError, KetanetError, KetanetWarning
 from ketanet.grid import VolumeGrid
 from ketanet.ingest import NiftiSource, finish_parts, ingest_cohort, ingest_part
+from ketanet.ingest.source import Run
 from ketanet.lock import locked, part_of
 
 EXCLUDE = "frames_total < 25 or (subject == 'fay' and tsnr > 0)"
@@ -170,15 +171,25 @@ def test_many_that_start_in_the_same_moment(source: MadeSource, whole: dict[str,
 
 
 def test_one_part_that_fails_leaves_the_others_alone_and_is_redone(
-    source: MadeSource, whole: dict[str, bytes], tmp_path: Path
+    source: MadeSource, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, reads = tmp_path / "c.zarr", []  # type: tuple[Path, list[str]]
     bad = replace(source, broken={"eve": "the image is truncated"}, reads=reads)
     ingest_part(bad, path, "1/3")
     words = r"truncated; mend the file and run part 2/3 again: finished subjects are kept \(1 of 2\)"
-    # side by side the bad one may be told before the other is begun
-    with connect("synchronous"), pytest.raises(InputError, match=words):
-        ingest_part(bad, path, "2/3")
+    plain, bob = MadeSource.read, tmp_path / "c.zarr.partial" / "state" / "subjects" / "1.json"
+
+    def after_bob(self: MadeSource, run: Run) -> Any:
+        end = time.monotonic() + 60
+        while "eve" in str(run.path) and not bob.exists():
+            assert time.monotonic() < end, "bob is not written"
+            time.sleep(0.01)
+        return plain(self, run)
+
+    with monkeypatch.context() as patch, connect("threads", workers=2):
+        patch.setattr(MadeSource, "read", after_bob)  # once one is bad no other is begun
+        with pytest.raises(InputError, match=words):
+            ingest_part(bad, path, "2/3")
     ingest_part(bad, path, "3/3")
     with pytest.raises(
         InputError, match=r"truncated; mend the file, run --part 2/3 again, then --finish; or --finish --s"
