@@ -114,7 +114,7 @@ class Connection:
                 f"{self.name}: a task lost its worker again and again, mostly for want of memory; finished parts are "
                 "kept: run the same again, with fewer or larger workers"
             )
-        if self.client is not None and isinstance(error, ModuleNotFoundError):
+        if self.client is not None and isinstance(error, ModuleNotFoundError) and "ketanet" in str(error):
             return (
                 f"{self.name}: a worker cannot load ketanet ({error}); install the same there as here, then run again"
             )

@@ -465,6 +465,19 @@ def test_other_versions_are_named() -> None:
         require_same_versions(Connection("lab", 2, client=Client("2024.1.0")))
 
 
+def test_a_worker_without_ketanet_is_said_and_a_missing_package_here_is_not_blamed_on_it() -> None:
+    class Client:
+        status = "running"
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(KetanetError, match="lab: a worker cannot load ketanet"), Connection("lab", 2, client=Client()):
+        raise ModuleNotFoundError("No module named 'ketanet'")
+    with pytest.raises(ModuleNotFoundError, match="bokeh"), Connection("lab", 2, client=Client()):
+        raise ModuleNotFoundError("No module named 'bokeh'")
+
+
 def test_memory_of_a_worker_is_held_against_the_plan() -> None:
     size = PassSize(people=1000, seeds=40, targets=230_000, voxels=230_000, frames=490, row_bytes=230_000 * 490 * 2)
     cost = plan_passes([size], workers=512)
