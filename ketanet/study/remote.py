@@ -39,7 +39,7 @@ def mirrored(address: str) -> Iterator[Path]:
             try:
                 _push(folder, address, before)
             except KetanetError as error:  # what ended the block is told
-                log.warning("what was done is not kept at %s (%s)", address, error)
+                log.warning("%s; what this run has made is not kept there", error)
             raise
         _push(folder, address, before)
 

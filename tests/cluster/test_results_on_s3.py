@@ -535,7 +535,7 @@ def test_what_ended_a_run_is_told_not_that_its_results_could_not_be_written(
 
     with pytest.raises(InputError, match="the one to tell"):
         write()
-    assert "what was done is not kept at s3://" in caplog.text
+    assert "what this run has made is not kept there" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
