@@ -160,6 +160,14 @@ def warn_unencrypted(address: str) -> None:
 def _processes(cluster: Processes, source: str) -> Connection:
     count = cluster.workers or available_cores()
     memory = None if cluster.memory is None else parse_bytes(cluster.memory)
+    if cluster.scratch is not None:
+        try:
+            Path(cluster.scratch).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{source}: scratch is {cluster.scratch}, which is no folder and cannot be made ({error.strerror}); "
+                "name one that can be written"
+            ) from error
     extra = {"memory_limit": memory, "local_directory": cluster.scratch, "security": security_of(cluster.tls)}
     return compute.connect_processes(
         count, name=source, memory=memory, options={k: v for k, v in extra.items() if v is not None}

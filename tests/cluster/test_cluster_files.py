@@ -478,6 +478,15 @@ def test_a_worker_without_ketanet_is_said_and_a_missing_package_here_is_not_blam
         raise ModuleNotFoundError("No module named 'bokeh'")
 
 
+def test_scratch_that_cannot_be_is_one_line(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site.write_text('kind = "processes"\nworkers = 1\nscratch = "/dev/null/x"\n')
+    with pytest.raises(SystemExit) as left:
+        main(["cluster", "check", str(site)])
+    assert left.value.code == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "scratch is /dev/null/x, which is no folder and cannot be made (Not a directory)" in told
+
+
 def test_memory_of_a_worker_is_held_against_the_plan() -> None:
     size = PassSize(people=1000, seeds=40, targets=230_000, voxels=230_000, frames=490, row_bytes=230_000 * 490 * 2)
     cost = plan_passes([size], workers=512)
